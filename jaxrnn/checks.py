@@ -1,0 +1,230 @@
+"""What the modules refuse, and the sentence for each.
+
+Where PyTorch checks the same thing its phrase comes first, letter for letter, and ours follows.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+class InputError(ValueError, RuntimeError):
+    """An input of the wrong shape: a ValueError to JAX's users, a RuntimeError to PyTorch's."""
+
+
+def constructor(
+    name: str,
+    *,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    proj_size: int = 0,
+) -> None:
+    """Refuses constructor arguments as PyTorch's `nn.RNNBase` does, and what it forgets to."""
+    numbers = {
+        "input_size": input_size,
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "proj_size": proj_size,
+    }
+    flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an "
+            f"element being zeroed: `{name}(dropout={dropout!r})`."
+        )
+    for key, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(
+                f"{key} should be of type bool, got: {type(flag).__name__} "
+                f"in `{name}({key}={flag!r})`."
+            )
+    for key, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(
+                f"{key} should be of type int, got: {type(number).__name__} "
+                f"in `{name}({key}={number!r})`."
+            )
+    for key in ("input_size", "hidden_size", "num_layers"):
+        if numbers[key] <= 0:
+            raise ValueError(f"{key} must be greater than zero: `{name}({key}={numbers[key]})`.")
+    if proj_size < 0:
+        raise ValueError(
+            "proj_size should be a positive integer or zero to disable projections: "
+            f"`{name}(proj_size={proj_size})`."
+        )
+    if proj_size >= hidden_size:
+        raise ValueError(
+            "proj_size has to be smaller than hidden_size: "
+            f"`{name}(hidden_size={hidden_size}, proj_size={proj_size})`."
+        )
+
+
+def nonlinearity(name: str, value: Any) -> None:
+    if value not in ("tanh", "relu"):
+        raise ValueError(
+            f"Unknown nonlinearity '{value}'. Select from 'tanh' or 'relu': "
+            f"`{name}(nonlinearity={value!r})`."
+        )
+
+
+def sequence(name: str, call: str, x: Array, input_size: int, batch_first: bool) -> None:
+    """The input of a layer: (T, B, I), (B, T, I) or (T, I)."""
+    wanted = f"(B, T, {input_size})" if batch_first else f"(T, B, {input_size})"
+    needs = f"`{call}` needs inputs of shape {wanted} or (T, {input_size}), got {_shape(x)}."
+    if x.ndim not in (2, 3):
+        noun = "D tensor" if name == "RNN" else "D"
+        raise InputError(
+            f"{name}: Expected input to be 2D or 3D, got {x.ndim}{noun} instead. {needs}"
+        )
+    if x.shape[-1] != input_size:
+        raise InputError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {input_size}, got {x.shape[-1]}. {needs}"
+        )
+
+
+def step_input(name: str, x: Array, input_size: int) -> None:
+    """The input of a cell: (B, I) or (I,)."""
+    needs = f"`{name}({input_size}, ...)` needs inputs of shape (B, {input_size}) or ({input_size},), got {_shape(x)}."
+    if x.ndim not in (1, 2):
+        raise InputError(f"{name}: Expected input to be 1D or 2D, got {x.ndim}D instead. {needs}")
+    if x.shape[-1] != input_size:
+        raise InputError(
+            f"input has inconsistent input_size: got {x.shape[-1]} expected {input_size}. {needs}"
+        )
+
+
+def dtype(name: str, x: Array, param_dtype: Any) -> None:
+    """PyTorch's rule: no conversion unless it is asked for."""
+    if x.dtype != param_dtype:
+        raise InputError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({param_dtype}). "
+            f"Convert input: input.to({param_dtype}), or convert model: model.to({x.dtype}). "
+            f"In JAX: `x.astype('{param_dtype}')`, or `{name}(..., param_dtype='{x.dtype}')`, or "
+            f"`{name}(..., dtype=...)`, which converts both to the dtype that it names."
+        )
+
+
+def states(
+    name: str, hx: Any, names: tuple[str, ...], batched: bool, shapes: Sequence[tuple]
+) -> tuple[Array, ...]:
+    """The initial states of a layer, as arrays (L*D, B, ·), whether batched or not."""
+    arrays = _as_states(name, hx, names)
+    ndim = 3 if batched else 2
+    if any(a.ndim != ndim for a in arrays):
+        kind = "batched 3-D" if batched else "unbatched 2-D"
+        got = ", ".join(f"{a.ndim}-D" for a in arrays)
+        if len(arrays) == 1:
+            said = f"For {kind} input, hx should also be {ndim}-D but got {got} tensor"
+        else:
+            said = f"For {kind} input, hx and cx should also be {ndim}-D but got ({got}) tensors"
+        raise InputError(f"{said}. `{name}` needs {_wanted(names, shapes, batched)}.")
+    if not batched:
+        arrays = tuple(a[:, None] for a in arrays)
+    for a, key, shape in zip(arrays, names, shapes, strict=True):
+        if a.shape != shape:
+            index = f"[{names.index(key)}]" if len(names) > 1 else ""
+            raise InputError(
+                f"Expected hidden{index} size {shape}, got {list(a.shape)}. "
+                f"`{name}` needs {_wanted(names, shapes, batched)}."
+            )
+    return arrays
+
+
+def step_states(
+    name: str, hx: Any, names: tuple[str, ...], batched: bool, shapes: Sequence[tuple]
+) -> tuple[Array, ...]:
+    """The states of a cell, as arrays (B, H), whether batched or not."""
+    arrays = _as_states(name, hx, names)
+    for index, (a, (batch, hidden)) in enumerate(zip(arrays, shapes, strict=True)):
+        what = "hidden" if len(names) == 1 else f"hx[{index}]"
+        if a.ndim not in (1, 2):
+            raise InputError(f"{name}: Expected {what} to be 1D or 2D, got {a.ndim}D instead.")
+        if a.ndim != (2 if batched else 1):
+            raise InputError(
+                f"`{name}` needs {what} of the input's rank: "
+                f"{_wanted(names, shapes, batched)}, got {_shape(a)}."
+            )
+        if batched and a.shape[0] != batch:
+            raise InputError(
+                f"Input batch size {batch} doesn't match hidden{index} batch size {a.shape[0]}: "
+                f"`{name}` needs {_wanted(names, shapes, batched)}."
+            )
+        if a.shape[-1] != hidden:
+            raise InputError(
+                f"hidden{index} has inconsistent hidden_size: got {a.shape[-1]}, expected {hidden}."
+                f" `{name}` needs {_wanted(names, shapes, batched)}."
+            )
+    return arrays if batched else tuple(a[None] for a in arrays)
+
+
+def lengths(value: Any, batch: int, steps: int, batched: bool) -> Array | None:
+    """`lengths` as an int32 array (B,), or None where every known row is as long as the array.
+
+    Known values outside [0, T] are refused; traced ones are clipped.
+    """
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    shape = (batch,) if batched else ()
+    wanted = f"(B,) = ({batch},)" if batched else "() for unbatched input"
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(
+            f"`lengths` must be integers of shape {wanted}, got {array.dtype} of shape "
+            f"{_shape(array)}."
+        )
+    if array.shape != shape:
+        raise ValueError(
+            f"`lengths` must be integers of shape {wanted}, got {array.dtype} of shape "
+            f"{_shape(array)}."
+        )
+    if isinstance(steps, int) and not isinstance(array, jax.core.Tracer):
+        known = np.asarray(array)
+        wrong = (known < 0) | (known > steps)
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"`lengths` must be in [0, T] = [0, {steps}], got {known.flat[row]} in row {row}."
+            )
+        if (known == steps).all():
+            return None
+    array = jnp.asarray(array)
+    # Bounded in its own dtype before the cast, so that no wide integer wraps into the range.
+    bounds, wide = jnp.iinfo(jnp.int32), jnp.iinfo(array.dtype)
+    if wide.max > bounds.max:
+        array = jnp.minimum(array, jnp.full(shape, bounds.max, array.dtype))
+    if wide.min < bounds.min:
+        array = jnp.maximum(array, jnp.zeros(shape, array.dtype))
+    top = jnp.broadcast_to(jnp.asarray(steps).astype(jnp.int32), shape)
+    array = jnp.minimum(jnp.maximum(array.astype(jnp.int32), jnp.zeros(shape, jnp.int32)), top)
+    return array.reshape(batch)
+
+
+def _as_states(name: str, hx: Any, names: tuple[str, ...]) -> tuple[Array, ...]:
+    if len(names) == 1:
+        if isinstance(hx, tuple | list):
+            raise TypeError(f"`{name}` needs one state, {names[0]}, got a {type(hx).__name__}.")
+        return (jnp.asarray(hx),)
+    if not isinstance(hx, tuple | list) or len(hx) != len(names):
+        got = f"{len(hx)} of them" if isinstance(hx, tuple | list) else type(hx).__name__
+        raise TypeError(f"`{name}` needs the states ({', '.join(names)}), got {got}.")
+    return tuple(jnp.asarray(s) for s in hx)
+
+
+def _wanted(names: tuple[str, ...], shapes: Sequence[tuple], batched: bool) -> str:
+    def text(shape: tuple) -> str:
+        kept = shape if batched else (*shape[:-2], shape[-1])
+        return str(tuple(kept))
+
+    return " and ".join(f"{key} of shape {text(s)}" for key, s in zip(names, shapes, strict=True))
+
+
+def _shape(x: Any) -> str:
+    return str(tuple(x.shape))

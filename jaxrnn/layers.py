@@ -1,0 +1,96 @@
+"""Directions, lengths and stacked layers, over any strategy. Plain functions on plain pytrees.
+
+This is the whole of PyTorch's `nn.RNN`, `nn.LSTM` and `nn.GRU` but for the parameters: without
+Flax, call `stack` with weights of your own.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Integer
+
+from jaxrnn import strategies
+from jaxrnn.cells import Carry, Cell, Weights
+from jaxrnn.strategies import Strategy
+
+
+def stack(
+    cell: Cell,
+    weights: Sequence[Sequence[Weights]],
+    x: Float[Array, "T B I"],
+    carry: Carry,
+    lengths: Integer[Array, " B"] | None = None,
+    *,
+    strategy: Strategy | None = None,
+    precision: lax.PrecisionLike = None,
+    between: Callable[[Array], Array] | None = None,
+) -> tuple[Float[Array, "T B DP"], Carry]:
+    """Runs stacked layers, each in one direction or both, over sequences of their own lengths.
+
+    For every row, with n its length: outputs past n are exactly 0, the final state is the state
+    after step n (for n = 0 the initial state), the reverse direction begins at step n-1, and what
+    `x` holds past n has no effect on anything, be it NaN or infinite; its gradient is exactly 0.
+
+    Args:
+        cell: the step, one of `jaxrnn.cells` or your own.
+        weights: `weights[layer][direction]`. Layer 0 takes I inputs, the others D*P.
+        x: the inputs, (T, B, I).
+        carry: the initial carry, arrays (L*D, B, ·); index `layer * D + direction`. Its dtype is
+            the one in which states are kept and products summed.
+        lengths: steps in each row, (B,) integers in [0, T]; None stands for T in every row.
+        strategy: how one direction runs over time; None for `strategies.default`.
+        precision: of every product, as in `jax.lax.dot_general`.
+        between: applied to the outputs of every layer but the last: dropout, say.
+
+    Returns:
+        The last layer's outputs (T, B, D*P), directions side by side in the last axis, and the
+        final carry, shaped as the initial one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn import cells, layers
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> weights = [[cells.Weights(ih=jax.random.normal(key, (12, 3)), hh=jnp.zeros((12, 4)))
+        ...             for key in keys]]                              # one layer, both directions
+        >>> h = jnp.zeros((2, 5, 4))
+        >>> ys, (h_n,) = layers.stack(cells.gru, weights, jnp.ones((7, 5, 3)), (h,),
+        ...                           lengths=jnp.array([7, 3, 0, 1, 7]))
+        >>> ys.shape, h_n.shape, float(abs(ys[3:, 1]).max())
+        ((7, 5, 8), (2, 5, 4), 0.0)
+    """
+    run = strategies.default() if strategy is None else strategy
+    mask = None
+    if lengths is not None:
+        mask = step_mask(lengths, x.shape[0])
+        # Masked at the entrance and not at the exit, where 0 * NaN would poison the gradients.
+        x = jnp.where(mask[:, :, None], x, jnp.zeros_like(x))
+    last: list[Carry] = []
+    for layer, directions in enumerate(weights):
+        if layer > 0 and between is not None:
+            x = between(x)
+        outputs = []
+        for reverse, w in enumerate(directions):
+            initial = tuple(c[len(last)] for c in carry)
+            ys, final = run(
+                cell,
+                w,
+                _flip(x) if reverse else x,
+                initial,
+                _flip(mask) if reverse and mask is not None else mask,
+                precision=precision,
+            )
+            outputs.append(_flip(ys) if reverse else ys)
+            last.append(final)
+        x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+    return x, tuple(jnp.stack(states) for states in zip(*last, strict=True))
+
+
+def step_mask(lengths: Integer[Array, " B"], steps: int) -> Bool[Array, "T B"]:
+    """True where a row still runs: `mask[t, b] = t < lengths[b]`, for t in 0..steps-1."""
+    t = lax.broadcasted_iota(jnp.int32, (steps, lengths.shape[0]), 0)
+    return t < jnp.broadcast_to(lengths.astype(jnp.int32), t.shape)
+
+
+def _flip(x: Array) -> Array:
+    return lax.rev(x, (0,))

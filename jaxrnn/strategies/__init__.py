@@ -1,0 +1,50 @@
+"""Strategies: one cell over time, in one direction.
+
+The contract, the same for all:
+
+    ys, last = strategy(cell, weights, x, carry, mask, precision=precision)
+
+`x` is (T, B, I); `carry` is the initial carry, a tuple of (B, ·) arrays with `h` first; `mask` is
+(T, B) of booleans or None. Where the mask is False there is no step: the carry is held and the
+output is exactly 0. `ys` is (T, B, P); `last` is the carry after the last step.
+
+A strategy knows neither lengths nor directions: `jaxrnn.layers` turns both into a mask and a flip.
+A mask says everything that a strategy needs about lengths, in either direction, and a flip costs
+less than the gather and scatter that reversing each row within its length would.
+
+Strategies are frozen dataclasses that carry their own options. A named one runs or raises; only
+`strategy=None` chooses, by `default`.
+
+    Reference   plain `lax.scan` and JAX's own derivative: the oracle
+    Scan        `lax.scan` with one derivative rule for every cell: the default
+"""
+
+from typing import Protocol
+
+from jax import Array, lax
+
+from jaxrnn.cells import Carry, Cell, Weights
+from jaxrnn.strategies.reference import Reference
+from jaxrnn.strategies.scan import Scan
+
+__all__ = ["Reference", "Scan", "Strategy", "default"]
+
+
+class Strategy(Protocol):
+    """What a strategy must be: callable as below, hashable, with a short repr."""
+
+    def __call__(
+        self,
+        cell: Cell,
+        weights: Weights,
+        x: Array,
+        carry: Carry,
+        mask: Array | None = None,
+        *,
+        precision: lax.PrecisionLike = None,
+    ) -> tuple[Array, Carry]: ...
+
+
+def default() -> Strategy:
+    """The strategy that `strategy=None` stands for."""
+    return Scan()
