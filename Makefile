@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint parity clean
 
 demo: $(READY)
 	$(BIN)/python examples/spoken_vowels.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+parity: $(READY)
+	$(BIN)/python parity_tests/table.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,24 +1,41 @@
 """PyTorch's recurrent networks in JAX: RNN, LSTM, GRU and their cells as Flax modules.
 
-cells         one step: pointwise cells, and the weights around them
-strategies    one cell over time, in one direction: Reference, Scan
-layers        directions, lengths and stacked layers: plain functions on plain pytrees
-modules       RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell for `flax.nnx`
-interchange   weights from and to PyTorch, by name and as files
-testing       any PyTorch module compared with its twin: outputs, states, loss, gradients
+    cells         one step: pointwise cells, and the weights around them
+    strategies    one cell over time, in one direction: Reference, Scan
+    layers        directions, lengths and stacked layers: plain functions on plain pytrees
+    modules       RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell for `flax.nnx`
+    checks        what the modules refuse, and the sentence for each
+
+    interchange   weights from and to PyTorch: state_dict, load_state_dict and safetensors
+    names         PyTorch's names and layouts for Flax's own layers
+    files         safetensors files, whole or not at all
+    testing       any PyTorch module compared with its twin: outputs, states, loss, gradients
+
+    models        networks made of the modules, and recurrences written by hand
+    data          padding, batching, splitting, synthetic tasks: NumPy alone
+    training      loss, clipping, train step, evaluation
+
+Imports point one way: cells <- strategies <- layers <- modules <- models, and checks below modules.
 """
 
 from jaxrnn import cells, layers, strategies
-from jaxrnn.modules import GRU, RNN, GRUCell, LSTM, LSTMCell, RNNCell
+from jaxrnn.checks import InputError
+from jaxrnn.interchange import load_safetensors, load_state_dict, save_safetensors, state_dict
+from jaxrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
     "GRUCell",
+    "InputError",
     "LSTMCell",
     "RNNCell",
     "cells",
     "layers",
+    "load_safetensors",
+    "load_state_dict",
+    "save_safetensors",
+    "state_dict",
     "strategies",
 ]

@@ -2,7 +2,9 @@
 
 A cell is a pointwise function of its carry and of two projections,
 
-    gx_t = W_ih x_t + b_ih      gh_t = W_hh h_{t-1} + b_hh      carry_t = cell(carry_{t-1}, gx_t, gh_t)
+    gx_t = W_ih x_t + b_ih
+    gh_t = W_hh h_{t-1} + b_hh
+    carry_t = cell(carry_{t-1}, gx_t, gh_t)
 
 so every weight sits in the projections and the cell itself has none. The equations are those of
 `torch.nn.RNNCell`, `LSTMCell` and `GRUCell`, in their gate order.
@@ -12,7 +14,7 @@ Shape letters, used in the whole package: T steps, B batch, I inputs, H hidden u
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,9 @@ from jaxtyping import Float
 
 Carry: TypeAlias = tuple[Array, ...]
 """The state between steps: `h` first, then what else the cell keeps. PyTorch's order."""
+
+Size: TypeAlias = Any
+"""A dimension: an int, or under `jax.export` a symbolic one."""
 
 
 class Weights(NamedTuple):
@@ -116,7 +121,7 @@ def project(
     dtype: DTypeLike,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "... O"]:
-    """`weight @ x + bias`: the product in the weight's dtype, its sums and the result in `dtype`."""
+    """`weight @ x + bias`: multiplied in the weight's dtype, summed and returned in `dtype`."""
     dims = (((x.ndim - 1,), (1,)), ((), ()))
     y = lax.dot_general(
         x.astype(weight.dtype), weight, dims, precision=precision, preferred_element_type=dtype

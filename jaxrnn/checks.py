@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxrnn.cells import Size
+
 
 class InputError(ValueError, RuntimeError):
     """An input of the wrong shape: a ValueError to JAX's users, a RuntimeError to PyTorch's."""
@@ -94,7 +96,8 @@ def sequence(name: str, call: str, x: Array, input_size: int, batch_first: bool)
 
 def step_input(name: str, x: Array, input_size: int) -> None:
     """The input of a cell: (B, I) or (I,)."""
-    needs = f"`{name}({input_size}, ...)` needs inputs of shape (B, {input_size}) or ({input_size},), got {_shape(x)}."
+    wanted = f"(B, {input_size}) or ({input_size},)"
+    needs = f"`{name}(input_size={input_size})` needs inputs of shape {wanted}, got {_shape(x)}."
     if x.ndim not in (1, 2):
         raise InputError(f"{name}: Expected input to be 1D or 2D, got {x.ndim}D instead. {needs}")
     if x.shape[-1] != input_size:
@@ -167,7 +170,7 @@ def step_states(
     return arrays if batched else tuple(a[None] for a in arrays)
 
 
-def lengths(value: Any, batch: int, steps: int, batched: bool) -> Array | None:
+def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None:
     """`lengths` as an int32 array (B,), or None where every known row is as long as the array.
 
     Known values outside [0, T] are refused; traced ones are clipped.

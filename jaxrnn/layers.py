@@ -11,7 +11,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Integer
 
 from jaxrnn import strategies
-from jaxrnn.cells import Carry, Cell, Weights
+from jaxrnn.cells import Carry, Cell, Size, Weights
 from jaxrnn.strategies import Strategy
 
 
@@ -86,7 +86,7 @@ def stack(
     return x, tuple(jnp.stack(states) for states in zip(*last, strict=True))
 
 
-def step_mask(lengths: Integer[Array, " B"], steps: int) -> Bool[Array, "T B"]:
+def step_mask(lengths: Integer[Array, " B"], steps: Size) -> Bool[Array, "T B"]:
     """True where a row still runs: `mask[t, b] = t < lengths[b]`, for t in 0..steps-1."""
     t = lax.broadcasted_iota(jnp.int32, (steps, lengths.shape[0]), 0)
     return t < jnp.broadcast_to(lengths.astype(jnp.int32), t.shape)

@@ -19,7 +19,7 @@ Strategies are frozen dataclasses that carry their own options. A named one runs
     Scan        `lax.scan` with one derivative rule for every cell: the default
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jax import Array, lax
 
@@ -30,6 +30,7 @@ from jaxrnn.strategies.scan import Scan
 __all__ = ["Reference", "Scan", "Strategy", "default"]
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """What a strategy must be: callable as below, hashable, with a short repr."""
 

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 
 from jaxrnn import cells
 from jaxrnn.cells import Carry, Cell, Weights
+from jaxrnn.strategies.compiled import compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Scan:
 
     unroll: int = 1
 
+    @compiled
     def __call__(
         self,
         cell: Cell,
@@ -121,7 +123,7 @@ def _recurrence(options: _Options, weights: _Recurrent, gx: Array, carry: Carry,
 
 @_recurrence.defjvp
 def _recurrence_jvp(options: _Options, primals, tangents):
-    weights, gx, carry, mask = primals
+    weights, gx, _, mask = primals
     dweights, dgx, dcarry, _ = tangents
     cell, unroll, precision, save = options
     dtype = gx.dtype

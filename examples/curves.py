@@ -1,0 +1,72 @@
+"""The figure of a training: loss and accuracy of one framework or two, and their difference."""
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+# The first curve is broad and light and the second thin and dashed, so that both are seen where
+# they coincide.
+STYLES = [
+    {"linewidth": 5.0, "alpha": 0.4, "solid_capstyle": "round"},
+    {"linewidth": 1.4, "linestyle": (0, (4, 2))},
+]
+COLOURS = ("tab:blue", "tab:orange")
+
+
+def draw(
+    path: Path, title: str, scores: Mapping[str, Mapping[str, np.ndarray]], apart: np.ndarray | None
+) -> None:
+    """Writes a PNG, whole or not at all.
+
+    Args:
+        path: of the PNG.
+        title: over the figure.
+        scores: framework -> what it was scored on -> (epochs, 2): loss and accuracy.
+            At most two of each.
+        apart: (epochs,) how far the frameworks' losses are apart; None for no such panel.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    panels = 2 if apart is None else 3
+    figure, axes = plt.subplots(1, panels, figsize=(4.6 * panels, 4.4), layout="constrained")
+    figure.suptitle(title)
+    for (name, parts), style in zip(scores.items(), STYLES, strict=False):
+        for (part, values), colour in zip(parts.items(), COLOURS, strict=False):
+            epochs = np.arange(1, len(values) + 1)
+            for axis, column, unit in zip(axes, values.T, (1, 100), strict=False):
+                axis.plot(epochs, column * unit, color=colour, label=f"{name}, {part}", **style)
+    axes[0].set(title="Loss", ylabel="cross entropy (nats)", ylim=(0, None))
+    axes[1].set(title="Accuracy", ylabel="utterances classified correctly (%)")
+    axes[1].legend(loc="lower right")
+    if apart is not None:
+        seen = np.where(apart > 0, apart, np.nan)  # 0 has no place on a logarithmic axis
+        axes[2].plot(np.arange(1, len(apart) + 1), seen, ".-", color="black", linewidth=1.4)
+        axes[2].set(
+            title=f"Loss, {' minus '.join(scores)}",
+            ylabel="largest size over an epoch's batches (nats)",
+            yscale="log",
+            ylim=_decades(apart),
+        )
+    for axis in axes:
+        axis.set_xlabel("epoch (passes over the training set)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axis.grid(alpha=0.3)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    plt.close(figure)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(png.getvalue())
+    os.replace(partial, path)
+
+
+def _decades(values: np.ndarray) -> tuple[float, float]:
+    """The whole powers of ten around the values that are not 0."""
+    logs = np.log10(values[values > 0]) if values.any() else np.zeros(1)
+    return 10 ** np.floor(logs.min()), 10 ** (np.floor(logs.max()) + 1)

@@ -1,0 +1,40 @@
+"""Where an example writes: a folder that is checked before the work, and whole figures in it."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+
+def make_folder(path: Path) -> None:
+    """Raises ValueError, in one sentence, for a folder that cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {path} cannot be made: {error.strerror}.") from None
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"--out {path} cannot be written to.")
+
+
+def new_figure(panels: int, title: str) -> tuple[Any, Any]:
+    """A figure that needs no screen, and its axes, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, panels, figsize=(5.4 * panels, 4.4), layout="constrained")
+    figure.suptitle(title)
+    return figure, axes
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    import matplotlib.pyplot as plt
+
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    plt.close(figure)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(png.getvalue())
+    os.replace(partial, path)

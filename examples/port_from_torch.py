@@ -1,0 +1,250 @@
+"""A PyTorch checkpoint moved to JAX, trained further there, and moved back.
+
+    python examples/port_from_torch.py
+
+The model is a two-layer bidirectional LSTM that tells noisy waves apart by their form: sine,
+square, triangle, sawtooth, each recording of a length and a frequency of its own. It is trained
+in PyTorch and saved. JAX reads the file: same logits, within rounding. Then the recordings
+change, to a microphone that drifts; the model is trained further on them in JAX and saved, and
+PyTorch reads that file: same logits again, and the same new accuracy.
+"""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from output import make_folder, new_figure, save_figure
+from tqdm import tqdm
+
+import jaxrnn
+from jaxrnn import data, models, training
+from jaxrnn.data import Batch
+
+FORMS = ("sine", "square", "triangle", "sawtooth")
+LINES = 5  # printed while training
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Moves a PyTorch checkpoint to JAX, trains it further there, and moves it back."""
+
+    epochs: int = 25
+    """Passes over the training set in PyTorch."""
+    more_epochs: int = 15
+    """Passes over the changed training set in JAX."""
+    recordings: int = 512
+    """To train on; as many again, drawn anew, are to test."""
+    batch_size: int = 64
+    """Recordings in a batch."""
+    hidden_size: int = 24
+    """Hidden units of the LSTM, in each direction and layer."""
+    learning_rate: float = 5e-3
+    """Of Adam, in both frameworks."""
+    seed: int = 0
+    """Of weights, recordings and batches."""
+    out: Path = Path("runs/port_from_torch")
+    """Folder for the checkpoints and the figure."""
+
+    def check(self) -> None:
+        """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
+
+        def require(holds: bool, name: str, what: str) -> None:
+            if not holds:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} must be {what}, got {getattr(self, name)}.")
+
+        for name in ("epochs", "more_epochs", "recordings", "batch_size", "hidden_size"):
+            require(getattr(self, name) >= 1, name, "1 or more")
+        require(0 < self.learning_rate < float("inf"), "learning_rate", "more than 0")
+        if importlib.util.find_spec("torch") is None:
+            raise ValueError("PyTorch, to port from, is not installed.")
+        make_folder(self.out)
+
+
+def waves(count: int, noise: float, drift: float, seed: data.Seed) -> tuple[list, np.ndarray]:
+    """Recordings (T_n, 1) of 20 to 40 steps, and the form of each, 0 to 3."""
+    rng = np.random.default_rng(seed)
+    forms = rng.integers(0, len(FORMS), count)
+    recordings = []
+    for form in forms:
+        steps = np.arange(rng.integers(20, 40, endpoint=True))
+        phase = (rng.uniform() + steps * rng.uniform(0.06, 0.14)) % 1.0
+        x = [
+            np.sin(2 * np.pi * phase),
+            np.sign(0.5 - phase),
+            4 * np.abs(phase - 0.5) - 1,
+            2 * phase - 1,
+        ][form]
+        x = x + drift * np.linspace(-1, 1, len(x)) * rng.choice([-1, 1])
+        x = x + noise * rng.standard_normal(len(x))
+        recordings.append(x[:, None].astype(np.float32))
+    return recordings, forms.astype(np.int32)
+
+
+class Recordings:
+    """A training and a test set under one condition, of which each epoch is shuffled anew."""
+
+    def __init__(self, options: Options, *, noise: float, drift: float, seed: data.Seed):
+        self.batch_size = options.batch_size
+        self.seed = seed
+        self.training = waves(options.recordings, noise, drift, (*seed, 0))
+        self.test = self.whole(*waves(options.recordings, noise, drift, (*seed, 1)))
+
+    def epoch(self, number: int) -> list[Batch]:
+        return data.batches(*self.training, self.batch_size, seed=(*self.seed, 2, number))
+
+    @staticmethod
+    def whole(sequences: Sequence[np.ndarray], labels: np.ndarray) -> list[Batch]:
+        """All of them in one batch."""
+        return data.batches(sequences, labels, len(sequences))
+
+
+def main(options: Options) -> None:
+    import torch
+
+    import torch_ref.training
+    from torch_ref.models import SpeakerClassifier
+
+    # The products are too small to share, and threads that wait for each other on a busy machine
+    # take a hundred times as long.
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    studio = Recordings(options, noise=0.3, drift=0.0, seed=(options.seed, 0))
+    field = Recordings(options, noise=0.3, drift=1.5, seed=(options.seed, 1))
+    sizes = (1, options.hidden_size, len(FORMS), 2)
+    print(f"Which form has the wave: {', '.join(FORMS)}? 20 to 40 steps, noise 0.3.")
+    print("A bidirectional LSTM of two layers.\n\nTraining in PyTorch")
+    theirs = SpeakerClassifier(*sizes)
+    adam = torch.optim.Adam(theirs.parameters(), lr=options.learning_rate)
+    scores = train(torch_ref.training, theirs, adam, studio, options.epochs)
+
+    print("\nFrom PyTorch to JAX")
+    path = options.out / "from_torch.safetensors"
+    save_torch(theirs, path)
+    ours = models.SpeakerClassifier(*sizes, rngs=nnx.Rngs(options.seed))
+    jaxrnn.load_safetensors(ours, path)
+    print(f"  {path} read into JAX: {count(ours):,} parameters")
+    side_by_side(theirs, ours, studio.test)
+
+    print("\nTraining further in JAX, on recordings that drift by 1.5 up or down")
+    optimizer = nnx.Optimizer(ours, optax.adam(options.learning_rate), wrt=nnx.Param)
+    before = float(training.evaluate(ours, field.test).accuracy)
+    print(f"  before: {before:.1%} of the new test recordings right")
+    more = train(training, ours, optimizer, field, options.more_epochs)
+
+    print("\nFrom JAX to PyTorch")
+    path = options.out / "from_jax.safetensors"
+    jaxrnn.save_safetensors(ours, path)
+    returned = SpeakerClassifier(*sizes)
+    load_torch(returned, path)
+    print(f"  {path} read into PyTorch")
+    side_by_side(returned, ours, field.test)
+
+    figure_path = options.out / "port_from_torch.png"
+    logits = [
+        torch_ref.training.predict(returned, field.test).ravel(),
+        training.predict(ours, field.test).ravel(),
+    ]
+    draw(figure_path, scores, [before, *more], logits)
+    print(f"\nWritten\n  {options.out / 'from_torch.safetensors'}\n  {path}\n  {figure_path}")
+
+
+def save_torch(model: Any, path: Path) -> None:
+    """What a PyTorch user has: a state_dict in a file. It needs no jaxrnn."""
+    from safetensors.torch import save_file
+
+    save_file(model.state_dict(), path)
+
+
+def load_torch(model: Any, path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(path))
+
+
+def count(model: nnx.Module) -> int:
+    return sum(array.size for array in jaxrnn.state_dict(model).values())
+
+
+def train(
+    functions: Any, model: Any, optimizer: Any, recordings: Recordings, epochs: int
+) -> list[float]:
+    """The accuracy on the test set after each epoch; `functions` are those of one framework."""
+    accuracies = []
+    with tqdm(total=epochs, unit="epoch", disable=None) as bar:
+        for number in range(epochs):
+            losses = [
+                float(functions.train_step(model, optimizer, batch).loss)
+                for batch in recordings.epoch(number)
+            ]
+            accuracies.append(float(functions.evaluate(model, recordings.test).accuracy))
+            bar.update()
+            if number + 1 == epochs or (number + 1) % -(-epochs // LINES) == 0:
+                bar.write(
+                    f"  epoch {number + 1:>3}   training loss {np.mean(losses):.4f} nats   "
+                    f"test accuracy {accuracies[-1]:.1%}"
+                )
+    return accuracies
+
+
+def side_by_side(theirs: Any, ours: nnx.Module, test: Sequence[Batch]) -> None:
+    """Prints the logits of three recordings from both, and how far apart all of them are."""
+    import torch_ref.training
+
+    logits = torch_ref.training.predict(theirs, test), training.predict(ours, test)
+    print(f"  {'logits':<13}{'PyTorch':<40}JAX")
+    for row in range(min(3, len(logits[0]))):
+        shown = ["".join(f"{value:>9.4f}" for value in side[row]) for side in logits]
+        print(f"  recording {row}" + "    ".join(shown))
+    apart = np.abs(logits[0] - logits[1]).max()
+    decisions = int((logits[0].argmax(-1) != logits[1].argmax(-1)).sum())
+    scores = torch_ref.training.evaluate(theirs, test), training.evaluate(ours, test)
+    print(f"  logits apart, at most    {apart:.1e}, of {logits[0].size:,}")
+    print(f"  other decisions          {decisions} of {len(logits[0])}")
+    print(f"  accuracy                 {' and '.join(f'{s.accuracy:.1%}' for s in scores)}")
+
+
+def draw(path: Path, first: list[float], then: list[float], logits: Sequence[np.ndarray]) -> None:
+    figure, (left, right) = new_figure(2, "A model trained in PyTorch, then in JAX, and back")
+    epochs = np.arange(1, len(first) + 1)
+    left.plot(epochs, 100 * np.array(first), ".-", color="tab:orange", label="PyTorch")
+    epochs = len(first) + np.arange(len(then))
+    left.plot(
+        epochs, 100 * np.array(then), ".-", color="tab:blue", label="JAX, on recordings that drift"
+    )
+    left.axvline(len(first), color="black", linewidth=1, linestyle=":")
+    left.set(
+        title="Training, and training further",
+        xlabel="epoch (passes over the training set)",
+        ylabel="test recordings classified correctly (%)",
+        ylim=(0, 100),
+    )
+    left.legend(loc="lower right")
+    theirs, ours = logits
+    apart = np.abs(theirs - ours)
+    right.plot(theirs, np.where(apart > 0, apart, np.nan), ".", color="black", markersize=3)
+    right.set(
+        title="Read back into PyTorch: logits apart",
+        xlabel="logit in PyTorch",
+        ylabel="|PyTorch - JAX|",
+        yscale="log",
+    )
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Options)
+    try:
+        chosen.check()
+    except ValueError as error:
+        sys.exit(str(error))
+    main(chosen)

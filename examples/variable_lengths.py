@@ -1,0 +1,301 @@
+"""What is padding good for? Five sequences padded and packed, then the price of padding, measured.
+
+    python examples/variable_lengths.py
+
+First the notebook's five sequences: how much of the padded batch is padding, and that PyTorch's
+packed LSTM and ours with lengths agree. Then training steps on many sequences whose lengths are
+log-normal, as those of sentences and recordings roughly are: padded alone, with the lengths
+respected, and the same in batches bucketed by length. The ways take turns, pass by pass, so that
+a busy machine slows all of them; compared are medians, within one framework each.
+"""
+
+import dataclasses
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from output import make_folder, new_figure, save_figure
+from tqdm import tqdm
+
+from jaxrnn import data, interchange, models, training
+from jaxrnn.data import Batch
+
+VOCABULARY = 50
+EMBEDDING = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measures what respecting lengths, and bucketing by them, saves in training."""
+
+    sequences: int = 512
+    """Sequences in one pass."""
+    batch_size: int = 32
+    """Sequences in a batch."""
+    hidden_size: int = 64
+    """Hidden units of the LSTM."""
+    median: float = 30.0
+    """Of the lengths, in steps."""
+    spread: float = 0.6
+    """Standard deviation of the logarithm of the lengths; 0 for equal ones."""
+    longest: int = 200
+    """Longer sequences are cut to this."""
+    buckets: int = 4
+    """Numbers of steps to pad to, when batches are bucketed by length."""
+    passes: int = 9
+    """Timed passes over the sequences for each way; the median counts."""
+    seed: int = 0
+    """Of lengths, tokens and weights."""
+    out: Path = Path("runs/variable_lengths")
+    """Folder for the figure."""
+
+    def check(self) -> None:
+        """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
+
+        def require(holds: bool, name: str, what: str) -> None:
+            if not holds:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} must be {what}, got {getattr(self, name)}.")
+
+        for name in ("sequences", "batch_size", "hidden_size", "longest", "buckets", "passes"):
+            require(getattr(self, name) >= 1, name, "1 or more")
+        require(1 <= self.median < float("inf"), "median", "1 or more")
+        require(0 <= self.spread < float("inf"), "spread", "0 or more")
+        if importlib.util.find_spec("torch") is None:
+            raise ValueError("PyTorch, to compare with, is not installed.")
+        make_folder(self.out)
+
+
+@dataclasses.dataclass
+class Way:
+    """One way to go through the sequences, and the seconds of each pass of training steps."""
+
+    framework: str
+    name: str
+    step: Callable[[Batch], Any]
+    batches: Sequence[Batch]
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def run(self) -> float:
+        """Seconds of one pass."""
+        start = time.perf_counter()
+        for batch in self.batches:
+            float(self.step(batch).loss)  # waits for the device
+        return time.perf_counter() - start
+
+    @property
+    def positions(self) -> int:
+        """Steps times rows, padding included."""
+        return sum(batch.inputs.size for batch in self.batches)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def main(options: Options) -> None:
+    import torch
+
+    # The products are too small to share, and threads that wait for each other on a busy machine
+    # take a hundred times as long.
+    torch.set_num_threads(1)
+    five_sequences()
+
+    rng = np.random.default_rng(options.seed)
+    drawn = options.median * np.exp(options.spread * rng.standard_normal(options.sequences))
+    lengths = np.clip(np.rint(drawn), 1, options.longest).astype(int)
+    sequences = [rng.integers(1, VOCABULARY, length, np.int32) for length in lengths]
+    labels = rng.integers(0, 2, options.sequences, np.int32)
+    edges = bucket_edges(lengths, options.buckets)
+    print(
+        f"\nTraining steps on {options.sequences} sequences of {lengths.min()} to {lengths.max()} "
+        f"steps, median {np.median(lengths):.0f}, in batches of {options.batch_size}"
+    )
+    print(f"  one shape    all padded to {lengths.max()} steps")
+    print(f"  bucketed     padded to {', '.join(map(str, edges))} steps, by their lengths")
+
+    one_shape = data.batches(sequences, labels, options.batch_size)
+    bucketed = data.batches(sequences, labels, options.batch_size, buckets=edges)
+    check_layouts(options, one_shape, bucketed, edges)
+    ways = [
+        way
+        for framework, make in (("PyTorch", torch_step), ("JAX", jax_step))
+        for way in ways_of(framework, make(options), one_shape, bucketed)
+    ]
+    measure(options, ways)
+    print_table(ways, int(lengths.sum()))
+    path = options.out / "variable_lengths.png"
+    draw(path, ways, lengths, edges)
+    print(f"\nWritten\n  {path}")
+
+
+def five_sequences() -> None:
+    """The notebook's batch: how much of it is padding, and whether both frameworks agree."""
+    import torch
+
+    from jaxrnn.testing import assert_parity
+    from torch_ref.models import EfficientLSTM
+
+    sequences, lengths = data.create_variable_length_batch()
+    print("Five sequences of tokens")
+    for sequence in sequences:
+        print(f"  {len(sequence)} steps   {' '.join(map(str, sequence))}")
+    tokens, _ = data.pad(sequences)
+    print(f"  padded to {tokens.shape}: {tokens.size} positions, of which {sum(lengths)} are true:")
+    print(f"  {1 - sum(lengths) / tokens.size:.1%} less to compute, if padding costs nothing.")
+    print("\nPyTorch's LSTM on packed sequences, and ours on padded ones with lengths")
+    torch.manual_seed(0)
+    embedded = np.asarray(torch.nn.Embedding(VOCABULARY, 16)(torch.from_numpy(tokens)).detach())
+    theirs = EfficientLSTM(16, 32, 2)
+    ours = models.EfficientLSTM(16, 32, 2, rngs=nnx.Rngs(0))
+    for dtype in ("float64", "float32"):
+        report = assert_parity(
+            theirs, ours, embedded, lengths=np.array(lengths), dtype=dtype, steps=tokens.shape[1]
+        )
+        print(f"\n{report}")
+
+
+def bucket_edges(lengths: np.ndarray, count: int) -> list[int]:
+    """Rising numbers of steps with about as many sequences up to each as to the next."""
+    return sorted({int(e) for e in np.ceil(np.quantile(lengths, np.arange(1, count + 1) / count))})
+
+
+def without_lengths(batches: Sequence[Batch]) -> list[Batch]:
+    return [batch._replace(lengths=None) for batch in batches]
+
+
+def ways_of(
+    framework: str,
+    step: Callable[[Batch], Any],
+    one_shape: Sequence[Batch],
+    bucketed: Sequence[Batch],
+) -> list[Way]:
+    respected = "packed" if framework == "PyTorch" else "lengths"
+    return [
+        Way(framework, "padded, one shape", step, without_lengths(one_shape)),
+        Way(framework, f"{respected}, one shape", step, one_shape),
+        Way(framework, "padded, bucketed", step, without_lengths(bucketed)),
+        Way(framework, f"{respected}, bucketed", step, bucketed),
+    ]
+
+
+def new_model(options: Options) -> models.SequenceClassifier:
+    return models.SequenceClassifier(
+        VOCABULARY, EMBEDDING, options.hidden_size, 2, rngs=nnx.Rngs(options.seed)
+    )
+
+
+def jax_step(options: Options) -> Callable[[Batch], Any]:
+    model = new_model(options)
+    optimizer = nnx.Optimizer(model, optax.sgd(0.01), wrt=nnx.Param)
+    return lambda batch: training.train_step(model, optimizer, batch)
+
+
+def torch_step(options: Options) -> Callable[[Batch], Any]:
+    import torch
+
+    import torch_ref.models
+    import torch_ref.training
+
+    model = torch_ref.models.SequenceClassifier(VOCABULARY, EMBEDDING, options.hidden_size, 2)
+    weights = interchange.state_dict(new_model(options))
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    return lambda batch: torch_ref.training.train_step(model, optimizer, batch)
+
+
+def check_layouts(
+    options: Options, one_shape: Sequence[Batch], bucketed: Sequence[Batch], edges: list[int]
+) -> None:
+    """Prints that the layout changes no answer where lengths are given, and what it does else."""
+    model = new_model(options)
+    lengths = np.concatenate([batch.lengths for batch in one_shape])
+    planned = data.plan(lengths, options.batch_size, buckets=edges)
+    order = np.concatenate([items for items, _ in planned])
+
+    def apart(change: Callable[[Sequence[Batch]], Sequence[Batch]]) -> float:
+        whole = training.predict(model, change(one_shape))[order]
+        return float(np.abs(whole - training.predict(model, change(bucketed))).max())
+
+    print("\nOur logits in one shape and in buckets apart, at most, untrained")
+    print(f"  with lengths      {apart(list):.1e}")
+    print(f"  without lengths   {apart(without_lengths):.1e}, as each reads its own padding")
+
+
+def measure(options: Options, ways: Sequence[Way]) -> None:
+    """Times all ways in turn, each pass in another order, after one pass that compiles."""
+    rng = np.random.default_rng(options.seed)
+    with tqdm(total=(options.passes + 1) * len(ways), unit="pass", disable=None) as bar:
+        for number in range(options.passes + 1):
+            for way in rng.permutation(np.array(ways, dtype=object)):
+                seconds = way.run()
+                if number > 0:
+                    way.seconds.append(seconds)
+                bar.update()
+
+
+def print_table(ways: Sequence[Way], true_positions: int) -> None:
+    print("\nOne pass of training steps: median, and the range of the middle half of passes")
+    print(f"  {'':<27}{'shapes':>6}{'positions':>11}{'true':>6}{'ms':>8}{'middle half':>15}{'':>9}")
+    for way in ways:
+        base = next(other for other in ways if other.framework == way.framework)
+        low, high = 1000 * np.quantile(way.seconds, [0.25, 0.75])
+        shapes = len({batch.inputs.shape for batch in way.batches})
+        print(
+            f"  {way.framework:<8}{way.name:<19}{shapes:>6}{way.positions:>11,}"
+            f"{true_positions / way.positions:>6.0%}{1000 * way.median:>8.0f}"
+            f"{f'{low:.0f} to {high:.0f}':>15}{base.median / way.median:>8.2f}x"
+        )
+    print("  x: times as fast as the same framework padded, in one shape.")
+    print("\nTime against padding everything to one shape (1 is the same, less is faster)")
+    for framework in dict.fromkeys(way.framework for way in ways):
+        padded, *others = [way.median for way in ways if way.framework == framework]
+        lengths, buckets, both = (other / padded for other in others)
+        print(
+            f"  {framework:<9}respecting lengths {lengths:.2f}, bucketing {buckets:.2f}, "
+            f"both {both:.2f}"
+        )
+    print("  Our lengths make the answer right and skip no step: JAX computes every position of")
+    print("  the padded array. What can save time is a smaller array: buckets.")
+
+
+def draw(path: Path, ways: Sequence[Way], lengths: np.ndarray, edges: list[int]) -> None:
+    figure, (left, right) = new_figure(2, "What padding costs in training, and what lengths save")
+    left.hist(lengths, bins=40, color="tab:gray")
+    for edge in edges:
+        left.axvline(edge, color="tab:red", linewidth=1)
+    left.set(
+        title="Lengths, and the buckets' ends",
+        xlabel="length (steps)",
+        ylabel="sequences",
+        xlim=(0, None),
+    )
+    colours = {"PyTorch": "tab:orange", "JAX": "tab:blue"}
+    names = [f"{way.framework}\n{way.name}" for way in ways]
+    for place, way in enumerate(ways):
+        low, middle, high = 1000 * np.quantile(way.seconds, [0.25, 0.5, 0.75])
+        errors = [[middle - low], [high - middle]]
+        right.barh(place, middle, color=colours[way.framework], xerr=errors, capsize=3)
+    right.set_yticks(range(len(ways)), names, fontsize=8)
+    right.invert_yaxis()
+    right.set(title="One pass of training steps", xlabel="ms (median, middle half of passes)")
+    for axis in (left, right):
+        axis.grid(alpha=0.3, axis="x")
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Options)
+    try:
+        chosen.check()
+    except ValueError as error:
+        sys.exit(str(error))
+    main(chosen)

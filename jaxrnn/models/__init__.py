@@ -1,0 +1,26 @@
+"""Whole models on the library's layers, each the twin of the class of its name in `torch_ref`.
+
+by_hand       recurrences that PyTorch users write as a loop: VanillaRNN, SimpleLSTM
+classifiers   networks on RNN, LSTM and GRU: SequenceClassifier, EfficientLSTM, RNNComparison,
+              SpeakerClassifier
+linear        `nnx.Linear` with PyTorch's initial values
+
+Their weights are PyTorch's by name: `jaxrnn.load_state_dict(model, torch_model.state_dict())`.
+"""
+
+from jaxrnn.models.by_hand import SimpleLSTM, VanillaRNN
+from jaxrnn.models.classifiers import (
+    EfficientLSTM,
+    RNNComparison,
+    SequenceClassifier,
+    SpeakerClassifier,
+)
+
+__all__ = [
+    "EfficientLSTM",
+    "RNNComparison",
+    "SequenceClassifier",
+    "SimpleLSTM",
+    "SpeakerClassifier",
+    "VanillaRNN",
+]

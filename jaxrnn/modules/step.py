@@ -1,0 +1,158 @@
+"""`RNNCell`, `GRUCell` and `LSTMCell`: one step, one set of weights."""
+
+from typing import Any, Generic
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from jaxrnn import cells, checks
+from jaxrnn.cells import Cell
+from jaxrnn.modules.base import Module, State, as_state, carry_dtype, rnn_cell
+
+
+class _Step(Module, Generic[State]):
+    """The common part of RNNCell, LSTMCell and GRUCell: one step, one set of weights."""
+
+    _cell: Cell
+    _states: tuple[str, ...] = ("h",)
+    proj_size = 0
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        rngs: nnx.Rngs,
+    ):
+        checks.constructor(
+            type(self).__name__, input_size=input_size, hidden_size=hidden_size, bias=bias
+        )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self._create_weights("", input_size, rngs)
+
+    def __call__(self, input: Any, hx: Any = None) -> State:
+        """One step: input (B, I) or (I,) and states (B, H) or (H,), to the new states.
+
+        `hx` is h, or for the LSTM the pair (h, c); None for zeros. So is the result.
+        """
+        name = type(self).__name__
+        x = jnp.asarray(input)
+        checks.step_input(name, x, self.input_size)
+        x, dtype = self._cast(x, self.weight_ih)
+        batched = x.ndim == 2
+        if not batched:
+            x = x[None]
+        shapes = [(x.shape[0], self.hidden_size)] * len(self._states)
+        wide = carry_dtype(dtype)
+        if hx is None:
+            carry = tuple(jnp.zeros(shape, wide) for shape in shapes)
+        else:
+            arrays = checks.step_states(name, hx, self._states, batched, shapes)
+            carry = tuple(a.astype(wide) for a in arrays)
+        weights = self._weights("", dtype)
+        gx = cells.project(x, weights.ih, weights.b_ih, wide, self.precision)
+        new, _ = cells.step(self._cell, weights, carry, gx, self.precision)
+        return as_state(new if batched else tuple(s[0] for s in new))
+
+
+class RNNCell(_Step[Array]):
+    """`torch.nn.RNNCell`: h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in tanh's place.
+
+    Args:
+        input_size, hidden_size, bias, nonlinearity: as in PyTorch, and as in `RNN`.
+        dtype, param_dtype, precision, rngs: as in `RNN`. A cell is one step: it has no strategy.
+
+    Attributes:
+        weight_ih (H, I), weight_hh (H, H), bias_ih (H,), bias_hh (H,).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> cell = jaxrnn.RNNCell(3, 5, nonlinearity="relu", rngs=nnx.Rngs(0))
+        >>> h = cell(jnp.ones((4, 3)))                # the state before is zero
+        >>> h = cell(jnp.ones((4, 3)), h)
+        >>> h.shape, h.dtype
+        ((4, 5), dtype('float32'))
+
+    The new state is in the dtype of the state: float32 also where `dtype` is bfloat16 or float16.
+
+    Source: `torch.nn.RNNCell`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        rngs: nnx.Rngs,
+    ):
+        checks.nonlinearity("RNNCell", nonlinearity)
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            input_size,
+            hidden_size,
+            bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            rngs=rngs,
+        )
+
+    @property
+    def _cell(self) -> Cell:  # type: ignore[override]
+        return rnn_cell(self.nonlinearity)
+
+
+class GRUCell(_Step[Array]):
+    """`torch.nn.GRUCell`: one step of `GRU`, with weights weight_ih (3H, I), weight_hh (3H, H).
+
+    Arguments, call and shapes are those of `RNNCell`, without `nonlinearity`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> cell = jaxrnn.GRUCell(3, 5, rngs=nnx.Rngs(0))
+        >>> cell(jnp.ones(3)).shape
+        (5,)
+
+    Source: `torch.nn.GRUCell`.
+    """
+
+    _cell = cells.gru
+
+
+class LSTMCell(_Step[tuple[Array, Array]]):
+    """`torch.nn.LSTMCell`: one step of `LSTM`, with weights weight_ih (4H, I), weight_hh (4H, H).
+
+    Arguments are those of `RNNCell`, without `nonlinearity`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> from flax import nnx
+        >>> cell = jaxrnn.LSTMCell(3, 5, rngs=nnx.Rngs(0))
+        >>> h, c = cell(jnp.ones((4, 3)))
+        >>> h, c = cell(jnp.ones((4, 3)), (h, c))
+        >>> h.shape, c.shape
+        ((4, 5), (4, 5))
+
+    Source: `torch.nn.LSTMCell`.
+    """
+
+    _cell = cells.lstm
+    _states = ("h", "c")

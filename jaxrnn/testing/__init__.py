@@ -1,0 +1,23 @@
+"""Any PyTorch module compared with its JAX twin: outputs, states, loss and every gradient.
+
+report        `tolerance`, the one table of what agreement means; `Row` and `Report`
+torch_side    a PyTorch module run on given inputs: PyTorch is imported here, in functions
+jax_side      a Flax module run on the same inputs
+parity        `compare`, `compare_training`, `assert_parity`: the two sides together
+
+A parity test of a whole model, its weights moved by name:
+
+    >>> import numpy as np, torch, jaxrnn
+    >>> from flax import nnx
+    >>> from jaxrnn.testing import assert_parity
+    >>> ours = nnx.Sequential(nnx.Embed(9, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1)))
+    >>> theirs = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 2))
+    >>> report = assert_parity(theirs, ours, np.arange(6).reshape(2, 3), dtype="float64")
+    >>> print(str(report).splitlines()[-1])
+    agree: all 5 rows within tolerance
+"""
+
+from jaxrnn.testing.parity import assert_parity, compare, compare_training
+from jaxrnn.testing.report import Report, Row, tolerance
+
+__all__ = ["Report", "Row", "assert_parity", "compare", "compare_training", "tolerance"]

@@ -1,0 +1,127 @@
+"""`jaxrnn.data`: what batches hold and in which order, for any lengths."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxrnn import data
+
+LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=30)
+SEEDS = st.none() | st.integers(0, 99)
+
+
+@st.composite
+def bucketed(draw):
+    """Lengths, and buckets that hold them."""
+    lengths = draw(LENGTHS)
+    edges = draw(st.sets(st.integers(0, 11), max_size=4))
+    return np.array(lengths), sorted(edges | {12})
+
+
+def sequences(lengths):
+    """Sequence n holds the values n + 1, so that each value tells whose it is."""
+    return [np.full((length, 2), n + 1.0, np.float32) for n, length in enumerate(lengths)]
+
+
+@given(LENGTHS, st.integers(0, 3))
+def test_padding_keeps_every_step_and_fills_the_rest(lengths, spare):
+    items = sequences(lengths)
+    inputs, found = data.pad(items, max(lengths) + spare, value=np.nan)
+    assert inputs.shape == (len(items), max(lengths) + spare, 2)
+    assert inputs.dtype == np.float32
+    assert found.dtype == np.int32
+    assert found.tolist() == lengths
+    for row, item in zip(inputs, items, strict=True):
+        np.testing.assert_array_equal(row[: len(item)], item)
+        assert np.isnan(row[len(item) :]).all()
+
+
+@given(bucketed(), st.integers(1, 9), SEEDS)
+def test_each_item_is_in_one_batch_of_the_least_bucket(case, size, seed):
+    lengths, buckets = case
+    plan = data.plan(lengths, size, seed=seed, buckets=buckets)
+    items = np.concatenate([items for items, _ in plan])
+    assert sorted(items) == list(range(len(lengths)))
+    for items, steps in plan:
+        assert 1 <= len(items) <= size
+        smaller = [edge for edge in buckets if edge < steps]
+        assert (lengths[items] <= steps).all()
+        assert (lengths[items] > max(smaller, default=-1)).all()
+    shapes = {(len(items), steps) for items, steps in plan}
+    assert len(shapes) <= 2 * len(buckets)
+
+
+@given(LENGTHS, st.integers(1, 9), SEEDS)
+def test_batches_hold_the_items_that_the_plan_names(lengths, size, seed):
+    labels = np.arange(len(lengths))
+    plan = data.plan(np.array(lengths), size, seed=seed)
+    batches = data.batches(sequences(lengths), labels, size, seed=seed)
+    for (items, steps), batch in zip(plan, batches, strict=True):
+        assert batch.inputs.shape == (len(items), steps, 2)
+        np.testing.assert_array_equal(batch.labels, items)
+        np.testing.assert_array_equal(batch.lengths, np.array(lengths)[items])
+        for row, item, length in zip(batch.inputs, items, batch.lengths, strict=True):
+            assert (row[:length] == item + 1).all()
+            assert (row[length:] == 0).all()
+
+
+def test_a_seed_repeats_and_another_does_not():
+    def order(seed):
+        plan = data.plan(np.full(50, 3), 8, seed=seed)
+        return np.concatenate([items for items, _ in plan]).tolist()
+
+    assert order(None) == list(range(50))
+    assert order((7, 0)) == order((7, 0))
+    assert len({tuple(order(seed)) for seed in (0, 7, (7, 1), (7, 2))}) == 4
+
+
+def test_shuffling_mixes_buckets():
+    steps = [steps for _, steps in data.plan(np.arange(1, 41), 2, seed=0, buckets=[20, 40])]
+    assert steps != sorted(steps)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    st.floats(0, 0.99),
+    st.integers(0, 99),
+)
+def test_a_split_takes_its_share_of_each_class(labels, fraction, seed):
+    labels = np.array(labels)
+    train, validation = data.split(labels, fraction, seed=seed)
+    assert sorted([*train, *validation]) == list(range(len(labels)))
+    for label in np.unique(labels):
+        count = (labels == label).sum()
+        assert (labels[validation] == label).sum() == round(fraction * count)
+
+
+def test_a_split_is_drawn_by_its_seed():
+    labels = np.repeat(np.arange(9), 30)
+    chosen = [data.split(labels, 0.2, seed=seed)[1].tolist() for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: data.pad([]), "`pad` needs at least one sequence, got none."),
+        (lambda: data.pad([[[1.0, 2.0]], [[1.0]]]), r"got shapes \(1, 2\) for number 0 and"),
+        (lambda: data.pad([[1], 2]), r"got shapes \(1,\) for number 0 and \(\) for number 1"),
+        (lambda: data.pad([[1, 2]], steps=1), r"`pad\(steps=1\)` needs as many .* longest, 2\."),
+        (lambda: data.split([0, 1], 1.0, seed=0), "needs 0 <= fraction < 1, got 1.0"),
+        (lambda: data.split([[0, 1]], 0.5, seed=0), r"labels of shape \(N,\), got \(1, 2\)"),
+        (lambda: data.plan([1, 2], 0), "needs a batch size of 1 or more, got 0"),
+        (lambda: data.plan([1.5], 1), "needs integer lengths .* got float64"),
+        (lambda: data.plan([3], 1, buckets=[2]), r"hold the longest item, 3 steps, got \[2\]"),
+        (lambda: data.plan([3], 1, buckets=[4, 4]), r"needs rising buckets .* got \[4, 4\]"),
+        (lambda: data.batches([[1]], [0, 1], 1), r"a label for each of 1 sequences, got \(2,\)"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_no_items_make_no_batches():
+    assert data.plan([], 4) == data.batches([], [], 4) == []

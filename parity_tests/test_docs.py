@@ -1,0 +1,108 @@
+"""What the documentation shows is executed: README and every docstring's example."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxrnn
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+MODULES = sorted({"jaxrnn", *(m.name for m in pkgutil.walk_packages(jaxrnn.__path__, "jaxrnn."))})
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def check(test):
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    # A reader's session has JAX's defaults, not the strict ones of this suite.
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        failed, _ = runner.run(test)
+    assert not failed, f"{test.name}: see the captured output"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
+        if test.examples:
+            check(test)
+
+
+def _public():
+    seen = set()
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for key in getattr(module, "__all__", []):
+            value = getattr(module, key)
+            if (inspect.isclass(value) or inspect.isfunction(value)) and id(value) not in seen:
+                seen.add(id(value))
+                yield pytest.param(value, id=f"{name}.{key}")
+
+
+@pytest.mark.parametrize("value", list(_public()))
+def test_every_public_name_is_documented(value):
+    text = inspect.getdoc(value)
+    assert text
+    if value.__name__ in ("InputError", "Report", "Row", "Strategy"):
+        return  # types that no one calls by hand
+    assert ">>>" in text or ">>>" in (inspect.getdoc(inspect.getmodule(value)) or "")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.S | re.M)
+
+
+def test_readme_code_runs_and_prints_what_it_says():
+    """All Python blocks in order, as one session; output stands in comments after `# ->`."""
+    code = blocks("python")
+    assert code
+    script, wanted = [], []
+    for block in code:
+        script.append(block)
+        wanted += re.findall(r"# -> (.*)", block)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join(script)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[: len(wanted)] == wanted
+
+
+def test_readme_names_only_commands_that_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"
+    for path in re.findall(
+        r"`?((?:examples|benchmarks|jaxrnn|parity_tests|torch_ref)/[\w./]+)", README
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_parity_table_in_the_readme_is_the_commands():
+    """Its form is the command's, and no figure in it is beyond what is promised."""
+    import table
+
+    text = README.split(table.BEGIN)[1].split(table.END)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line]
+    assert [row[0] for row in rows[2:]] == [*table.KINDS, "*promised*"]
+    *measured, promised = [row[1:] for row in rows[2:]]
+    for row in measured:
+        assert len(row) == len(promised) == 2 * len(table.DTYPES)
+        for figure, bound in zip(row, promised, strict=True):
+            assert figure == "–" or 0 < float(figure) <= float(bound)
+    assert table.errors("GRU", "float64")["gradient"] <= float(promised[1])

@@ -1,0 +1,304 @@
+"""What the modules are besides their numbers: parameters, dtypes, dropout, and their refusals."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import jaxrnn
+from jaxrnn import strategies
+
+LAYERS = [jaxrnn.RNN, jaxrnn.GRU, jaxrnn.LSTM]
+CELLS = [jaxrnn.RNNCell, jaxrnn.GRUCell, jaxrnn.LSTMCell]
+
+
+def rngs(seed=0):
+    return nnx.Rngs(seed)
+
+
+@pytest.mark.parametrize("cls", LAYERS + CELLS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_parameters_have_pytorchs_names_shapes_and_distribution(cls, bias):
+    options = {"num_layers": 2, "bidirectional": True} if cls in LAYERS else {}
+    if cls is jaxrnn.LSTM:
+        options["proj_size"] = 7
+    theirs = getattr(torch.nn, cls.__name__)(30, 40, bias=bias, **options)
+    ours = cls(30, 40, bias=bias, **options, rngs=rngs())
+    state = jaxrnn.state_dict(ours)
+    assert {k: v.shape for k, v in state.items()} == {
+        k: tuple(v.shape) for k, v in theirs.state_dict().items()
+    }
+    bound = 1 / np.sqrt(40)
+    for value in state.values():
+        assert value.dtype == np.float32
+        assert np.abs(value).max() <= bound
+        if value.size > 1000:  # uniform: its standard deviation is bound / sqrt(3)
+            assert np.abs(value).max() > 0.98 * bound
+            np.testing.assert_allclose(value.std(), bound / np.sqrt(3), rtol=0.1)
+    for a, b in zip(state.values(), list(state.values())[1:], strict=False):
+        assert a.shape != b.shape or (a != b).any()
+
+
+@pytest.mark.parametrize("cls", LAYERS)
+@pytest.mark.parametrize("low", [jnp.bfloat16, jnp.float16])
+def test_low_precision_returns_low_outputs_and_wide_states(cls, low):
+    module = cls(3, 5, num_layers=2, dtype=low, rngs=rngs())
+    wide = cls(3, 5, num_layers=2, rngs=rngs())
+    x = jax.random.normal(jax.random.key(0), (6, 4, 3), jnp.float32)
+    output, state = module(x)
+    assert output.dtype == low
+    assert {s.dtype for s in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
+    text = str(jax.make_jaxpr(module)(x))
+    products = re.findall(
+        r"(\w+)\[[^]]*\] = dot_general\[.*?preferred_element_type=(\w+)", text, re.S
+    )
+    assert {preferred for _, preferred in products} == {"float32"}
+    wanted, _ = wide(x)
+    np.testing.assert_allclose(output.astype(jnp.float32), wanted, atol=2e-2)
+    # In chunks with the state carried over, a bfloat16 sequence is bit for bit the whole.
+    first, between = module(x[:2])
+    second, last = module(x[2:], between)
+    np.testing.assert_array_equal(jnp.concatenate([first, second]), output)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), last, state))
+
+
+@pytest.mark.parametrize("low", [jnp.bfloat16, jnp.float16])
+def test_parameters_in_low_precision(low):
+    module = jaxrnn.LSTM(3, 5, param_dtype=low, rngs=rngs())
+    output, (h, c) = module(jnp.ones((6, 4, 3), low))
+    assert (output.dtype, h.dtype, c.dtype) == (low, jnp.float32, jnp.float32)
+    cell = jaxrnn.GRUCell(3, 5, param_dtype=low, rngs=rngs())
+    assert cell(jnp.ones((4, 3), low)).dtype == jnp.float32
+    grads = nnx.grad(lambda m: m(jnp.ones((6, 4, 3), low))[0].astype(jnp.float32).sum())(module)
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(low)}
+
+
+def test_precision_reaches_every_product():
+    module = jaxrnn.LSTM(3, 5, proj_size=2, precision="highest", rngs=rngs())
+    x = jnp.ones((6, 4, 3), jnp.float32)
+    for strategy in (strategies.Scan(), strategies.Reference()):
+        module.strategy = strategy
+        grad = jax.grad(lambda m, x: m(x)[0].sum(), argnums=(0, 1))
+        text = str(jax.make_jaxpr(grad)(module, x))
+        found = re.findall(r"dot_general\[.*?precision=([^\n]*)", text, re.S)
+        assert len(found) >= 6
+        assert all("HIGHEST" in p for p in found)
+
+
+@pytest.mark.parametrize("cls", LAYERS)
+def test_dropout_is_elementwise_scaled_and_between_layers_only(cls):
+    p, steps, batch, hidden = 0.3, 40, 16, 50
+    module = cls(4, hidden, num_layers=2, dropout=p, rngs=nnx.Rngs(0, dropout=1))
+    seen = []
+    original = module._between
+
+    def spy(y, rngs=None):
+        out = original(y, rngs=rngs)
+        seen.append((y, out))
+        return out
+
+    object.__setattr__(module, "_between", spy)
+    output, _ = module(jnp.ones((steps, batch, 4), jnp.float32))
+    assert len(seen) == 1
+    before, after = map(np.asarray, seen[0])
+    assert before.shape == (steps, batch, hidden)
+    dropped = after == 0
+    np.testing.assert_allclose(after[~dropped], before[~dropped] / (1 - p), 1e-6)
+    spread = np.sqrt(p * (1 - p) / dropped.size)
+    assert abs(dropped.mean() - p) < 5 * spread
+    for axis in range(3):  # per step, per row and per unit: no axis shares its mask
+        assert 0 < dropped.any(axis).mean() <= 1
+        assert not dropped.all(axis).any()
+    assert (output != 0).all()  # none after the last layer
+
+
+@pytest.mark.parametrize("cls", LAYERS)
+def test_eval_turns_dropout_off_and_train_on(cls):
+    module = cls(4, 8, num_layers=2, dropout=0.5, rngs=rngs())
+    twin = cls(4, 8, num_layers=2, rngs=rngs())
+    jaxrnn.load_state_dict(twin, jaxrnn.state_dict(module))
+    x = jnp.ones((5, 3, 4), jnp.float32)
+    assert (module(x)[0] != twin(x)[0]).any()
+    module.eval()
+    np.testing.assert_array_equal(module(x)[0], twin(x)[0])
+    module.train()
+    assert (module(x)[0] != twin(x)[0]).any()
+
+
+def test_repr_shows_the_strategy_and_the_arguments():
+    text = repr(jaxrnn.LSTM(3, 5, strategy=strategies.Scan(unroll=4), rngs=rngs()))
+    for part in ("strategy=Scan(unroll=4)", "input_size=3", "hidden_size=5", "weight_hh_l0"):
+        assert part in text
+
+
+@pytest.mark.parametrize("layout", ["numpy", "jax", "list"])
+def test_inputs_and_lengths_of_any_array_kind(layout):
+    module = jaxrnn.GRU(3, 5, rngs=rngs())
+    x = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
+    convert = {"numpy": np.asarray, "jax": jnp.asarray, "list": list}[layout]
+    got = module(x if layout == "list" else convert(x), lengths=convert(np.array([4, 1])))
+    wanted = module(jnp.asarray(x), lengths=jnp.asarray([4, 1]))
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), got, wanted))
+
+
+F32 = jnp.float32
+X = jnp.zeros((5, 4, 3), F32)
+
+
+def lstm(**options):
+    return jaxrnn.LSTM(3, 6, **options, rngs=rngs())
+
+
+REFUSALS = {
+    "input size": (
+        lambda: lstm()(jnp.zeros((5, 2, 4), F32)),
+        ValueError,
+        "input.size(-1) must be equal to input_size. Expected 3, got 4. "
+        "`LSTM(input_size=3)` needs inputs of shape (T, B, 3) or (T, 3), got (5, 2, 4).",
+    ),
+    "input rank": (
+        lambda: jaxrnn.RNN(3, 6, batch_first=True, rngs=rngs())(jnp.zeros(3, F32)),
+        ValueError,
+        "RNN: Expected input to be 2D or 3D, got 1D tensor instead. "
+        "`RNN(input_size=3)` needs inputs of shape (B, T, 3) or (T, 3), got (3,).",
+    ),
+    "input dtype": (
+        lambda: lstm()(jnp.zeros((5, 4, 3), jnp.int32)),
+        ValueError,
+        "RNN input dtype (int32) does not match weight dtype (float32). Convert input: "
+        "input.to(float32), or convert model: model.to(int32). In JAX: `x.astype('float32')`, or "
+        "`LSTM(..., param_dtype='int32')`, or `LSTM(..., dtype=...)`, which converts both to the "
+        "dtype that it names.",
+    ),
+    "no pair of states": (
+        lambda: lstm()(X, jnp.zeros((1, 4, 6), F32)),
+        TypeError,
+        "`LSTM(input_size=3)` needs the states (h_0, c_0), got ArrayImpl.",
+    ),
+    "a pair of states": (
+        lambda: jaxrnn.GRU(3, 6, rngs=rngs())(X, (jnp.zeros((1, 4, 6), F32),) * 2),
+        TypeError,
+        "`GRU(input_size=3)` needs one state, h_0, got a tuple.",
+    ),
+    "state rank": (
+        lambda: lstm()(X, (jnp.zeros((1, 6), F32),) * 2),
+        ValueError,
+        "For batched 3-D input, hx and cx should also be 3-D but got (2-D, 2-D) tensors. "
+        "`LSTM(input_size=3)` needs h_0 of shape (1, 4, 6) and c_0 of shape (1, 4, 6).",
+    ),
+    "state rank, unbatched": (
+        lambda: jaxrnn.GRU(3, 6, rngs=rngs())(X[:, 0], jnp.zeros((1, 1, 6), F32)),
+        ValueError,
+        "For unbatched 2-D input, hx should also be 2-D but got 3-D tensor. "
+        "`GRU(input_size=3)` needs h_0 of shape (1, 6).",
+    ),
+    "state shape": (
+        lambda: lstm(proj_size=2)(X, (jnp.zeros((1, 4, 2), F32), jnp.zeros((1, 4, 2), F32))),
+        ValueError,
+        "Expected hidden[1] size (1, 4, 6), got [1, 4, 2]. "
+        "`LSTM(input_size=3)` needs h_0 of shape (1, 4, 2) and c_0 of shape (1, 4, 6).",
+    ),
+    "lengths of floats": (
+        lambda: lstm()(X, lengths=jnp.zeros((4, 1), F32)),
+        TypeError,
+        "`lengths` must be integers of shape (B,) = (4,), got float32 of shape (4, 1).",
+    ),
+    "lengths of booleans": (
+        lambda: lstm()(X, lengths=np.ones(4, bool)),
+        TypeError,
+        "`lengths` must be integers of shape (B,) = (4,), got bool of shape (4,).",
+    ),
+    "lengths of another shape": (
+        lambda: lstm()(X, lengths=np.ones(5, int)),
+        ValueError,
+        "`lengths` must be integers of shape (B,) = (4,), got int64 of shape (5,).",
+    ),
+    "lengths of a single row": (
+        lambda: lstm()(X[:, 0], lengths=np.ones(1, int)),
+        ValueError,
+        "`lengths` must be integers of shape () for unbatched input, got int64 of shape (1,).",
+    ),
+    "a length too long": (
+        lambda: lstm()(X, lengths=[1, 2, 6, 0]),
+        ValueError,
+        "`lengths` must be in [0, T] = [0, 5], got 6 in row 2.",
+    ),
+    "a negative length": (
+        lambda: lstm()(X, lengths=jnp.asarray([1, -2, 5, 0])),
+        ValueError,
+        "`lengths` must be in [0, T] = [0, 5], got -2 in row 1.",
+    ),
+    "num_layers": (
+        lambda: lstm(num_layers=0),
+        ValueError,
+        "num_layers must be greater than zero: `LSTM(num_layers=0)`.",
+    ),
+    "num_layers of a float": (
+        lambda: lstm(num_layers=2.0),
+        TypeError,
+        "num_layers should be of type int, got: float in `LSTM(num_layers=2.0)`.",
+    ),
+    "dropout": (
+        lambda: lstm(dropout=1.5),
+        ValueError,
+        "dropout should be a number in range [0, 1] representing the probability of an element "
+        "being zeroed: `LSTM(dropout=1.5)`.",
+    ),
+    "proj_size too large": (
+        lambda: lstm(proj_size=6),
+        ValueError,
+        "proj_size has to be smaller than hidden_size: `LSTM(hidden_size=6, proj_size=6)`.",
+    ),
+    "proj_size negative": (
+        lambda: lstm(proj_size=-1),
+        ValueError,
+        "proj_size should be a positive integer or zero to disable projections: "
+        "`LSTM(proj_size=-1)`.",
+    ),
+    "proj_size of a GRU": (
+        lambda: jaxrnn.GRU(3, 6, proj_size=2, rngs=rngs()),
+        ValueError,
+        "proj_size argument is only supported for LSTM, not RNN or GRU: `GRU(proj_size=2)`.",
+    ),
+    "nonlinearity": (
+        lambda: jaxrnn.RNN(3, 6, nonlinearity="gelu", rngs=rngs()),
+        ValueError,
+        "Unknown nonlinearity 'gelu'. Select from 'tanh' or 'relu': `RNN(nonlinearity='gelu')`.",
+    ),
+    "a cell's input": (
+        lambda: jaxrnn.GRUCell(3, 6, rngs=rngs())(jnp.zeros((2, 4), F32)),
+        ValueError,
+        "input has inconsistent input_size: got 4 expected 3. "
+        "`GRUCell(input_size=3)` needs inputs of shape (B, 3) or (3,), got (2, 4).",
+    ),
+    "a cell's batch": (
+        lambda: jaxrnn.LSTMCell(3, 6, rngs=rngs())(X[0], (jnp.zeros((5, 6), F32),) * 2),
+        ValueError,
+        "Input batch size 4 doesn't match hidden0 batch size 5: "
+        "`LSTMCell` needs h of shape (4, 6) and c of shape (4, 6).",
+    ),
+    "a cell's state rank": (
+        lambda: jaxrnn.RNNCell(3, 6, rngs=rngs())(X[0], jnp.zeros(6, F32)),
+        ValueError,
+        "`RNNCell` needs hidden of the input's rank: h of shape (4, 6), got (6,).",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_bad_input_gets_one_sentence(case):
+    call, kind, text = REFUSALS[case]
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value) == text
+
+
+def test_wrong_shapes_are_both_kinds_of_error():
+    """A ValueError to JAX's users and a RuntimeError to PyTorch's."""
+    for kind in (ValueError, RuntimeError, jaxrnn.InputError):
+        with pytest.raises(kind, match="needs inputs of shape"):
+            lstm()(jnp.zeros((5, 2, 4), F32))

@@ -1,0 +1,257 @@
+"""The contract of strategies, each against the plain one: a new strategy is one line here."""
+
+import functools
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxrnn import cells, strategies
+from jaxrnn.cells import Weights
+
+STRATEGIES = {
+    "Reference": strategies.Reference(),
+    "Scan": strategies.Scan(),
+    "Scan(unroll=3)": strategies.Scan(unroll=3),
+}
+
+
+def _leaky(carry, gx, gh):
+    """A cell of a user's own: two states, and a carry that the output does not show."""
+    h, slow = carry
+    slow = 0.9 * slow + 0.1 * jnp.tanh(gx)
+    return jnp.tanh(gh) * slow + 0.5 * h, slow
+
+
+CELLS = {
+    "rnn_tanh": cells.rnn_tanh,
+    "rnn_relu": cells.rnn_relu,
+    "gru": cells.gru,
+    "lstm": cells.lstm,
+    "user": cells.Cell("user", 1, 2, _leaky),
+}
+
+T, B, I, H, P = 6, 3, 4, 5, 2
+_LENGTHS = np.arange(T)[:, None] < np.array([T, 2, 0])[None]
+MASKS = {
+    "dense": None,
+    "lengths": jnp.asarray(_LENGTHS),
+    "reversed lengths": jnp.asarray(_LENGTHS[::-1]),
+    "any": jnp.asarray(np.random.default_rng(3).random((T, B)) < 0.5),
+}
+
+every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS.keys())
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES.keys())
+# The oracle's derivatives are JAX's own, and unrolling changes none of what these tests look at.
+every_fast_strategy = pytest.mark.parametrize("strategy", [strategies.Scan()], ids=repr)
+
+
+def arguments(cell, *, bias=True, projected=False, steps=T, batch=B, dtype=np.float64, seed=0):
+    """Random weights, inputs and carry."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(0.5 * rng.standard_normal(shape), dtype)
+
+    gates, outputs = cell.gates * H, P if projected else H
+    weights = Weights(
+        ih=draw(gates, I),
+        hh=draw(gates, outputs),
+        b_ih=draw(gates) if bias else None,
+        b_hh=draw(gates) if bias else None,
+        hr=draw(P, H) if projected else None,
+    )
+    carry = (draw(batch, outputs), *(draw(batch, H) for _ in range(cell.states - 1)))
+    return weights, draw(steps, batch, I), carry
+
+
+def scalar(strategy, cell, mask, cotangents, weights, x, carry):
+    """A loss in which every output has a weight of its own."""
+    outputs = strategy(cell, weights, x, carry, mask)
+    return sum(jax.tree.leaves(jax.tree.map(lambda c, o: (c * o).sum(), cotangents, outputs)))
+
+
+def cotangents_for(strategy, cell, mask, args, seed=7):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(partial(strategy, cell), *args, mask)
+    return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), s.dtype), shapes)
+
+
+def assert_close(got, wanted, tolerance=1e-13):
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert g.shape == w.shape
+        assert g.dtype == w.dtype
+        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance)
+
+
+VARIANTS = {
+    **{name: (cell, {}) for name, cell in CELLS.items()},
+    "gru without bias": (cells.gru, {"bias": False}),
+    "lstm with projection": (cells.lstm, {"projected": True}),
+    "lstm with projection without bias": (cells.lstm, {"projected": True, "bias": False}),
+}
+
+
+def everything(strategy, cell, cotangents, args, tangents, mask):
+    """Outputs, tangents and gradients, in one program."""
+    run = lambda *a: strategy(cell, *a, mask)  # noqa: E731
+    outputs, pushed = jax.jvp(run, args, tangents)
+    loss = partial(scalar, strategy, cell, mask, cotangents)
+    return outputs, pushed, jax.grad(loss, argnums=(0, 1, 2))(*args)
+
+
+@functools.cache
+def expected(variant):
+    """The oracle's answers, for every mask: the arguments and what `everything` makes of them."""
+    cell, options = VARIANTS[variant]
+    args, tangents = arguments(cell, **options), arguments(cell, **options, seed=1)
+    cotangents = cotangents_for(strategies.Reference(), cell, None, args)
+    run = jax.jit(partial(everything, strategies.Reference(), cell))
+    call = (cotangents, args, tangents)
+    return call, {name: run(*call, mask) for name, mask in MASKS.items()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@every_strategy
+def test_values_and_derivatives_are_the_references(strategy, variant):
+    call, wanted = expected(variant)
+    run = jax.jit(partial(everything, strategy, VARIANTS[variant][0]))
+    for name, mask in MASKS.items():
+        assert_close(run(*call, mask), wanted[name])
+
+
+def test_the_oracle_is_a_loop_written_out():
+    cell, mask = CELLS["user"], MASKS["any"]
+    weights, x, carry = arguments(cell)
+    ys, last = jax.jit(partial(strategies.Reference(), cell))(weights, x, carry, mask)
+    for b in range(B):
+        state = tuple(c[b] for c in carry)
+        for t in range(T):
+            if not mask[t, b]:
+                assert (ys[t, b] == 0).all()
+                continue
+            gx = weights.ih @ x[t, b] + weights.b_ih
+            gh = weights.hh @ state[0] + weights.b_hh
+            state = cell.step(state, gx, gh)
+            assert_close(ys[t, b], state[0])
+        assert_close(tuple(s[b] for s in last), state)
+
+
+@pytest.mark.parametrize("mask", [None, MASKS["any"]], ids=["dense", "any"])
+@every_cell
+@every_fast_strategy
+def test_derivatives_to_second_order_in_both_modes(strategy, cell, mask):
+    args = arguments(cell, steps=3, seed=2)
+    mask = None if mask is None else mask[:3]
+    cotangents = cotangents_for(strategy, cell, mask, args)
+    loss = jax.jit(partial(scalar, strategy, cell, mask, cotangents))
+    check_grads(loss, args, order=2, modes=["fwd", "rev"], atol=1e-5, rtol=1e-5)
+
+
+@every_cell
+@every_fast_strategy
+def test_hessians_of_every_order_of_modes_are_the_references(strategy, cell):
+    weights, x, carry = arguments(cell, steps=3)
+    mask = MASKS["lengths"][:3]
+    cotangents = cotangents_for(strategy, cell, mask, (weights, x, carry))
+
+    def loss(strategy, hh):
+        return scalar(strategy, cell, mask, cotangents, weights._replace(hh=hh), x, carry)
+
+    @jax.jit
+    def hessians(hh):
+        wanted = jax.hessian(partial(loss, strategies.Reference()))(hh)
+        modes = itertools.product([jax.jacfwd, jax.jacrev], repeat=2)
+        return wanted, [outer(inner(partial(loss, strategy)))(hh) for outer, inner in modes]
+
+    wanted, got = hessians(weights.hh)
+    for hessian in got:
+        assert_close(hessian, wanted, 1e-12)
+
+
+@every_cell
+@every_fast_strategy
+def test_vmap_over_inputs_weights_and_everything(strategy, cell):
+    several = [arguments(cell, seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+    mask = MASKS["lengths"]
+    cotangents = cotangents_for(strategy, cell, mask, several[0])
+    gradient = jax.grad(partial(scalar, strategy, cell, mask, cotangents), argnums=(0, 1, 2))
+    alone = jax.jit(gradient)
+    for axes in [(0, 0, 0), (0, None, None), (None, 0, None)]:
+        picked = [
+            many if axis == 0 else one
+            for many, one, axis in zip(stacked, several[0], axes, strict=True)
+        ]
+        got = jax.jit(jax.vmap(gradient, in_axes=axes))(*picked)
+        rows = [
+            alone(*(s[k] if axis == 0 else several[0][k] for k, axis in enumerate(axes)))
+            for s in several
+        ]
+        assert_close(got, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+
+
+@every_strategy
+@pytest.mark.parametrize(("steps", "batch"), [(0, 3), (5, 0), (0, 0), (1, 1)])
+def test_empty_and_smallest_shapes(strategy, steps, batch):
+    weights, x, carry = arguments(cells.lstm, steps=steps, batch=batch)
+    mask = jnp.ones((steps, batch), bool)
+    for m in (None, mask):
+        ys, last = strategy(cells.lstm, weights, x, carry, m)
+        assert ys.shape == (steps, batch, H)
+        if steps == 0:
+            assert_close(last, carry, 0.0)
+        grads = jax.grad(lambda w, m=m: strategy(cells.lstm, w, x, carry, m)[0].sum())(weights)
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+@every_strategy
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_products_keep_wide_carries(strategy, dtype):
+    weights, x, carry = arguments(cells.lstm, dtype=np.float32)
+    low = Weights(weights.ih.astype(dtype), weights.hh.astype(dtype), weights.b_ih, weights.b_hh)
+    text = str(jax.make_jaxpr(partial(strategy, cells.lstm))(low, x.astype(dtype), carry))
+    assert "preferred_element_type=float32" in text
+    ys, last = strategy(cells.lstm, low, x.astype(dtype), carry)
+    wanted = strategies.Reference()(cells.lstm, weights, x, carry)
+    assert ys.dtype == last[0].dtype == last[1].dtype == jnp.float32
+    for got, w in zip(jax.tree.leaves((ys, last)), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(got, w, atol=2e-2)
+
+
+def test_scan_stores_no_intermediate_of_the_cell_and_accumulates_no_weight_gradient():
+    """What the derivative rule is for, read off the program of a gradient."""
+    weights, x, carry = arguments(cells.lstm)
+
+    def loss(weights):
+        return strategies.Scan()(cells.lstm, weights, x, carry)[0].sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(weights).jaxpr
+    scans = [eqn for eqn in _equations(jaxpr) if eqn.primitive.name == "scan"]
+    assert len(scans) == 2
+    for eqn in scans:
+        carried = eqn.invars[eqn.params["num_consts"] :][: eqn.params["num_carry"]]
+        assert {v.aval.shape for v in carried} <= {(B, H), ()}
+    stacked = [v.aval.shape for v in scans[0].outvars if v.aval.shape[:1] == (T,)]
+    assert len(stacked) <= 4  # h, and the residuals: h, c, gh
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for sub in value if isinstance(value, tuple | list) else [value]:
+                inner = getattr(sub, "jaxpr", sub)
+                if hasattr(inner, "eqns") and eqn.primitive.name != "scan":
+                    yield from _equations(inner)
+
+
+@every_strategy
+def test_strategies_are_values(strategy):
+    assert hash(strategy) == hash(eval(repr(strategy), vars(strategies)))
+    assert strategy == eval(repr(strategy), vars(strategies))

@@ -1,0 +1,159 @@
+"""Training of classifiers in PyTorch: the functions of `jaxrnn.training`, by the same names.
+
+A batch is a tuple (inputs, labels, lengths) of arrays; no lengths (None) stands for all steps.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+Batch = tuple[Any, Any, Any]
+
+
+class Scores(NamedTuple):
+    """How well a model does: the mean loss in nats, and the share of right answers in [0, 1]."""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The share of rows whose largest logit is the label's."""
+    return (logits.argmax(-1) == labels).to(logits.dtype).mean()
+
+
+def adamw(
+    model: nn.Module, learning_rate: float, weight_decay: float, steps: int
+) -> torch.optim.Optimizer:
+    """AdamW whose learning rate falls to 0 along a cosine, by itself at each step.
+
+    The twin of `optax.adamw(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=...)`:
+    both decay every parameter by learning rate times weight decay, and add 1e-8 to the root.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + math.cos(math.pi * min(step, steps) / steps)) / 2
+    )
+    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    return optimizer
+
+
+def clip_grad_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.optim.Optimizer:
+    """The same optimiser, which from now on clips the norm of all gradients before each step."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def clip(*_: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    optimizer.register_step_pre_hook(clip)
+    return optimizer
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, smoothing: float = 0.0
+) -> Scores:
+    """One step of training; returns the scores on the batch before it."""
+    labels = _labels(batch)
+    logits = _logits(model, batch)
+    loss = cross_entropy(logits, labels, label_smoothing=smoothing)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return Scores(loss.detach(), accuracy(logits.detach(), labels))
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batches: Iterable[Batch]) -> np.ndarray:
+    """The logits of every row of every batch, in order, in evaluation mode."""
+    mode = model.training
+    model.eval()
+    logits = torch.cat([_logits(model, batch) for batch in batches])
+    model.train(mode)
+    return logits.numpy()
+
+
+def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Scores:
+    """The scores over all rows of all batches together, in evaluation mode."""
+    batches = list(batches)
+    logits = torch.from_numpy(predict(model, batches))
+    labels = torch.cat([_labels(batch) for batch in batches])
+    return Scores(cross_entropy(logits, labels), accuracy(logits, labels))
+
+
+class History(NamedTuple):
+    """What `train_model` saw: one value for each epoch."""
+
+    train_losses: list[float]
+    val_losses: list[float]
+    train_accs: list[float]
+    val_accs: list[float]
+
+
+def train_model(
+    model: nn.Module,
+    train: Batch,
+    validation: Batch,
+    *,
+    epochs: int = 30,
+    learning_rate: float = 1e-3,
+    max_norm: float = 1.0,
+    every: int = 5,
+    tell: Callable[[str], object] = print,
+) -> History:
+    """The notebook's training: Adam on the whole training set at once, gradients clipped.
+
+    The training scores of an epoch are those before its step, with dropout; the validation scores
+    those after it, without.
+
+    Args:
+        model: with its initial weights. It is trained in place, and left in training mode.
+        train, validation: all of the data, one batch each.
+        epochs: steps of the optimiser.
+        learning_rate: of Adam.
+        max_norm: of all gradients together; what is longer is clipped to it.
+        every: epochs from one line of the report to the next.
+        tell: takes each line.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    clip_grad_norm(optimizer, max_norm)
+    history = History([], [], [], [])
+    for epoch in range(epochs):
+        model.train()
+        seen = train_step(model, optimizer, train)
+        held = evaluate(model, [validation])
+        scores = (
+            float(seen.loss),
+            float(held.loss),
+            _share(seen.accuracy, len(train[1])),
+            _share(held.accuracy, len(validation[1])),
+        )
+        for values, score in zip(history, scores, strict=True):
+            values.append(score)
+        if epoch % every == 0:
+            loss, val_loss, acc, val_acc = scores
+            tell(
+                f"Epoch {epoch:2d}: Train Loss: {loss:.4f}, Train Acc: {acc:.4f}, "
+                f"Val Loss: {val_loss:.4f}, Val Acc: {val_acc:.4f}"
+            )
+    return history
+
+
+def _share(accuracy: Tensor, count: int) -> float:
+    """A share of `count` rows in float64: rounded to float32 it can print another last digit."""
+    return round(float(accuracy) * count) / count
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    inputs, _, lengths = batch
+    if lengths is None:
+        return model(torch.as_tensor(inputs))
+    return model(torch.as_tensor(inputs), lengths=torch.as_tensor(lengths))
+
+
+def _labels(batch: Batch) -> Tensor:
+    return torch.as_tensor(batch[1], dtype=torch.int64)
