@@ -1,11 +1,10 @@
 """The figure of a training: loss and accuracy of one framework or two, and their difference."""
 
-import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from output import new_figure, save_figure
 
 # The first curve is broad and light and the second thin and dashed, so that both are seen where
 # they coincide.
@@ -28,15 +27,9 @@ def draw(
             At most two of each.
         apart: (epochs,) how far the frameworks' losses are apart; None for no such panel.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    panels = 2 if apart is None else 3
-    figure, axes = plt.subplots(1, panels, figsize=(4.6 * panels, 4.4), layout="constrained")
-    figure.suptitle(title)
+    figure, axes = new_figure(2 if apart is None else 3, title)
     for (name, parts), style in zip(scores.items(), STYLES, strict=False):
         for (part, values), colour in zip(parts.items(), COLOURS, strict=False):
             epochs = np.arange(1, len(values) + 1)
@@ -58,12 +51,7 @@ def draw(
         axis.set_xlabel("epoch (passes over the training set)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.grid(alpha=0.3)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=120)
-    plt.close(figure)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(png.getvalue())
-    os.replace(partial, path)
+    save_figure(figure, path)
 
 
 def _decades(values: np.ndarray) -> tuple[float, float]:

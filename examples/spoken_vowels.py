@@ -17,7 +17,6 @@ or picked by it.
 
 import dataclasses
 import importlib
-import os
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ import tyro
 from curves import draw
 from flax import nnx
 from japanese_vowels import CHANNELS, SPEAKERS, Task, Utterances
+from output import make_folder
 from tqdm import tqdm
 
 from jaxrnn import interchange, models, training
@@ -85,12 +85,7 @@ class Options:
         require_module("sktime", "sktime, which brings the recordings, is not installed.")
         if self.torch:
             require_module("torch", "PyTorch is not installed: install it, or pass --no-torch.")
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out {self.out} cannot be made: {error.strerror}.") from None
-        if not os.access(self.out, os.W_OK):
-            raise ValueError(f"--out {self.out} cannot be written to.")
+        make_folder(self.out)
 
 
 def require_module(name: str, sentence: str) -> None:

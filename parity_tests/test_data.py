@@ -107,7 +107,10 @@ def test_a_split_is_drawn_by_its_seed():
     [
         (lambda: data.pad([]), "`pad` needs at least one sequence, got none."),
         (lambda: data.pad([[[1.0, 2.0]], [[1.0]]]), r"got shapes \(1, 2\) for number 0 and"),
-        (lambda: data.pad([[1], 2]), r"got shapes \(1,\) for number 0 and \(\) for number 1"),
+        (
+            lambda: data.pad([np.ones(1), np.ones(())]),
+            r"got shapes \(1,\) for number 0 and \(\) for number 1",
+        ),
         (lambda: data.pad([[1, 2]], steps=1), r"`pad\(steps=1\)` needs as many .* longest, 2\."),
         (lambda: data.split([0, 1], 1.0, seed=0), "needs 0 <= fraction < 1, got 1.0"),
         (lambda: data.split([[0, 1]], 0.5, seed=0), r"labels of shape \(N,\), got \(1, 2\)"),

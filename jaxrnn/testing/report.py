@@ -19,8 +19,8 @@ _TRAINING = [(1, 1e-12), (20, 1e-9)]  # (optimiser steps up to, parameters and l
 ERROR_RATIO = 3.0
 """Our error against float64 over PyTorch's own in the same dtype: at most this.
 
-Of one draw of weights it is a ratio of two extremes, and now and then larger where nothing is wrong,
-the more so the larger the recurrent weights: judge a model by several seeds.
+Of one draw of weights it is a ratio of two extremes: now and then it is larger where nothing is
+wrong, more often with larger recurrent weights. Judge a model by several seeds.
 """
 
 
