@@ -3,6 +3,7 @@
 Where PyTorch checks the same thing its phrase comes first, letter for letter, and ours follows.
 """
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,14 +32,15 @@ def constructor(
     proj_size: int = 0,
 ) -> None:
     """Refuses constructor arguments as PyTorch's `nn.RNNBase` does, and what it forgets to."""
-    numbers = {
+    sizes = {
         "input_size": input_size,
         "hidden_size": hidden_size,
         "num_layers": num_layers,
         "proj_size": proj_size,
     }
     flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+    real = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
+    if not real or not 0 <= dropout <= 1:
         raise ValueError(
             "dropout should be a number in range [0, 1] representing the probability of an "
             f"element being zeroed: `{name}(dropout={dropout!r})`."
@@ -49,15 +51,15 @@ def constructor(
                 f"{key} should be of type bool, got: {type(flag).__name__} "
                 f"in `{name}({key}={flag!r})`."
             )
-    for key, number in numbers.items():
+    for key, number in sizes.items():
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(
                 f"{key} should be of type int, got: {type(number).__name__} "
                 f"in `{name}({key}={number!r})`."
             )
     for key in ("input_size", "hidden_size", "num_layers"):
-        if numbers[key] <= 0:
-            raise ValueError(f"{key} must be greater than zero: `{name}({key}={numbers[key]})`.")
+        if sizes[key] <= 0:
+            raise ValueError(f"{key} must be greater than zero: `{name}({key}={sizes[key]})`.")
     if proj_size < 0:
         raise ValueError(
             "proj_size should be a positive integer or zero to disable projections: "
@@ -68,6 +70,15 @@ def constructor(
             "proj_size has to be smaller than hidden_size: "
             f"`{name}(hidden_size={hidden_size}, proj_size={proj_size})`."
         )
+
+
+def dtypes(name: str, dtype: Any, param_dtype: Any) -> None:
+    """The dtypes of computation and of parameters: real floating ones."""
+    for key, value in (("dtype", dtype), ("param_dtype", param_dtype)):
+        if value is None and key == "dtype":
+            continue
+        if not jnp.issubdtype(value, jnp.floating):
+            raise TypeError(f"`{name}({key}=...)` needs a floating dtype, got {jnp.dtype(value)}.")
 
 
 def nonlinearity(name: str, value: Any) -> None:
@@ -117,6 +128,24 @@ def dtype(name: str, x: Array, param_dtype: Any) -> None:
         )
 
 
+def convertible(name: str, x: Array, what: str) -> None:
+    """What `dtype=` converts: real numbers."""
+    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
+        raise TypeError(f"`{name}` needs {what} of real numbers, got {x.dtype}.")
+
+
+def state_dtypes(
+    name: str, arrays: Sequence[Array], names: tuple[str, ...], allowed: Sequence[Any] | None
+) -> None:
+    """States are of the input's dtype or the carry's; any real numbers where `dtype=` is given."""
+    for a, key in zip(arrays, names, strict=True):
+        if allowed is None:
+            convertible(name, a, key)
+        elif a.dtype not in allowed:
+            wanted = " or ".join(dict.fromkeys(str(d) for d in allowed))
+            raise InputError(f"`{name}` needs {key} of dtype {wanted}, got {a.dtype}.")
+
+
 def states(
     name: str, hx: Any, names: tuple[str, ...], batched: bool, shapes: Sequence[tuple]
 ) -> tuple[Array, ...]:
@@ -151,7 +180,10 @@ def step_states(
     for index, (a, (batch, hidden)) in enumerate(zip(arrays, shapes, strict=True)):
         what = "hidden" if len(names) == 1 else f"hx[{index}]"
         if a.ndim not in (1, 2):
-            raise InputError(f"{name}: Expected {what} to be 1D or 2D, got {a.ndim}D instead.")
+            raise InputError(
+                f"{name}: Expected {what} to be 1D or 2D, got {a.ndim}D instead. "
+                f"`{name}` needs {_wanted(names, shapes, batched)}."
+            )
         if a.ndim != (2 if batched else 1):
             raise InputError(
                 f"`{name}` needs {what} of the input's rank: "
@@ -176,6 +208,8 @@ def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None
     Known values outside [0, T] are refused; traced ones are clipped.
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if isinstance(value, list | tuple) and not value:
+        array = np.zeros(0, np.int32)  # NumPy takes an empty list for floats
     shape = (batch,) if batched else ()
     wanted = f"(B,) = ({batch},)" if batched else "() for unbatched input"
     if not jnp.issubdtype(array.dtype, jnp.integer):

@@ -155,6 +155,18 @@ def load_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
         TypeError: not a module.
         ValueError: as `load_state_dict`; or not a whole safetensors file. Nothing has changed.
         OSError: the file cannot be opened.
+
+    Example:
+        >>> import os, tempfile
+        >>> from flax import nnx
+        >>> from jaxrnn import interchange
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> interchange.save_safetensors(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), path)
+        >>> interchange.load_safetensors(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), path)
+        Traceback (most recent call last):
+        ValueError: Nothing was loaded:
+        `weight` has shape (2, 3) in the given state but (4, 3) in the model.
+        `bias` has shape (2,) in the given state but (4,) in the model.
     """
     targets = entries(_checked(module))
     arrays = files.read(path, lambda specs: _raise_if(_problems(targets, specs)))

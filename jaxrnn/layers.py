@@ -43,6 +43,10 @@ def stack(
         precision: of every product, as in `jax.lax.dot_general`.
         between: applied to the outputs of every layer but the last: dropout, say.
 
+    Raises:
+        ValueError, TypeError: a carry that has not one row for each layer and direction, lengths
+            that are no integers of shape (B,). Lengths outside [0, T] count as 0 or T.
+
     Returns:
         The last layer's outputs (T, B, D*P), directions side by side in the last axis, and the
         final carry, shaped as the initial one.
@@ -59,6 +63,7 @@ def stack(
         >>> ys.shape, h_n.shape, float(abs(ys[3:, 1]).max())
         ((7, 5, 8), (2, 5, 4), 0.0)
     """
+    _check(weights, x, carry, lengths)
     run = strategies.default() if strategy is None else strategy
     mask = None
     if lengths is not None:
@@ -90,6 +95,29 @@ def step_mask(lengths: Integer[Array, " B"], steps: Size) -> Bool[Array, "T B"]:
     """True where a row still runs: `mask[t, b] = t < lengths[b]`, for t in 0..steps-1."""
     t = lax.broadcasted_iota(jnp.int32, (steps, lengths.shape[0]), 0)
     return t < jnp.broadcast_to(lengths.astype(jnp.int32), t.shape)
+
+
+def _check(
+    weights: Sequence[Sequence[Weights]], x: Array, carry: Carry, lengths: Array | None
+) -> None:
+    """What shapes in annotations cannot say; JAX would clamp, or broadcast, and go on."""
+    rows, batch = sum(len(directions) for directions in weights), x.shape[1]
+    if rows == 0:
+        raise ValueError("`stack` needs the weights of one layer at least, got none.")
+    for states in carry:
+        if states.ndim != 3 or states.shape[:2] != (rows, batch):
+            raise ValueError(
+                "`stack` needs a carry of arrays (L*D, B, ·), here "
+                f"({rows}, {batch}, ·), got {tuple(states.shape)}."
+            )
+    if lengths is None:
+        return
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"`stack` needs lengths that are integers, got {lengths.dtype}.")
+    if lengths.shape != (batch,):
+        raise ValueError(
+            f"`stack` needs lengths of shape (B,) = ({batch},), got {tuple(lengths.shape)}."
+        )
 
 
 def _flip(x: Array) -> Array:

@@ -1,5 +1,7 @@
 """What the modules are besides their numbers: parameters, dtypes, dropout, and their refusals."""
 
+import dataclasses
+import inspect
 import re
 
 import jax
@@ -12,6 +14,7 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import strategies
 
+F32 = jnp.float32
 LAYERS = [jaxrnn.RNN, jaxrnn.GRU, jaxrnn.LSTM]
 CELLS = [jaxrnn.RNNCell, jaxrnn.GRUCell, jaxrnn.LSTMCell]
 
@@ -77,6 +80,25 @@ def test_parameters_in_low_precision(low):
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(low)}
 
 
+@pytest.mark.parametrize("cls", CELLS)
+def test_dtype_and_precision_of_the_cells(cls):
+    cell = cls(3, 5, dtype=jnp.bfloat16, precision="highest", rngs=rngs())
+    wide = cls(3, 5, rngs=rngs())
+    x = jax.random.normal(jax.random.key(0), (4, 3), F32)
+    text = str(jax.make_jaxpr(cell)(x))
+    products = re.findall(r"dot_general\[(.*?)\] (\w+) ", text, re.S)
+    assert len(products) == 2
+    for options, _ in products:
+        assert "HIGHEST" in options
+        assert "preferred_element_type=float32" in options
+    assert "bf16[4,3]" in text  # both operands are rounded
+    assert "bf16[4,5]" in text
+    for got, wanted in zip(jax.tree.leaves(cell(x)), jax.tree.leaves(wide(x)), strict=True):
+        assert got.dtype == F32
+        np.testing.assert_allclose(got, wanted, atol=2e-2)
+        assert (got != wanted).any()
+
+
 def test_precision_reaches_every_product():
     module = jaxrnn.LSTM(3, 5, proj_size=2, precision="highest", rngs=rngs())
     x = jnp.ones((6, 4, 3), jnp.float32)
@@ -129,6 +151,26 @@ def test_eval_turns_dropout_off_and_train_on(cls):
     assert (module(x)[0] != twin(x)[0]).any()
 
 
+@dataclasses.dataclass(frozen=True)
+class Spy:
+    """A strategy of a user's own: `Reference`, and a note of each call."""
+
+    calls: list = dataclasses.field(default_factory=list, compare=False)
+
+    def __call__(self, cell, weights, x, carry, mask=None, *, precision=None):
+        self.calls.append((cell.name, x.shape, mask is not None, precision))
+        return strategies.Reference()(cell, weights, x, carry, mask, precision=precision)
+
+
+@pytest.mark.parametrize("cls", LAYERS)
+def test_the_strategy_that_is_named_is_the_one_that_runs(cls):
+    spy = Spy()
+    module = cls(3, 5, 2, bidirectional=True, strategy=spy, precision="highest", rngs=rngs())
+    jax.grad(lambda m: m(jnp.ones((7, 2, 3), F32), lengths=jnp.array([7, 2]))[0].sum())(module)
+    name = {"RNN": "rnn_tanh", "GRU": "gru", "LSTM": "lstm"}[cls.__name__]
+    assert spy.calls == [(name, (7, 2, inputs), True, "highest") for inputs in (3, 3, 10, 10)]
+
+
 def test_repr_shows_the_strategy_and_the_arguments():
     text = repr(jaxrnn.LSTM(3, 5, strategy=strategies.Scan(unroll=4), rngs=rngs()))
     for part in ("strategy=Scan(unroll=4)", "input_size=3", "hidden_size=5", "weight_hh_l0"):
@@ -145,8 +187,10 @@ def test_inputs_and_lengths_of_any_array_kind(layout):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), got, wanted))
 
 
-F32 = jnp.float32
 X = jnp.zeros((5, 4, 3), F32)
+
+
+W = jaxrnn.cells.Weights(jnp.zeros((18, 3), F32), jnp.zeros((18, 6), F32))
 
 
 def lstm(**options):
@@ -201,6 +245,46 @@ REFUSALS = {
         ValueError,
         "Expected hidden[1] size (1, 4, 6), got [1, 4, 2]. "
         "`LSTM(input_size=3)` needs h_0 of shape (1, 4, 2) and c_0 of shape (1, 4, 6).",
+    ),
+    "a state of another dtype": (
+        lambda: jaxrnn.GRU(3, 6, rngs=rngs())(X, jnp.zeros((1, 4, 6), jnp.float64)),
+        ValueError,
+        "`GRU(input_size=3)` needs h_0 of dtype float32, got float64.",
+    ),
+    "a complex state": (
+        lambda: jaxrnn.GRUCell(3, 6, dtype=F32, rngs=rngs())(X[0], jnp.zeros((4, 6), complex)),
+        TypeError,
+        "`GRUCell` needs h of real numbers, got complex128.",
+    ),
+    "complex inputs": (
+        lambda: lstm(dtype=F32)(jnp.zeros((5, 4, 3), complex)),
+        TypeError,
+        "`LSTM` needs inputs of real numbers, got complex128.",
+    ),
+    "a dtype of integers": (
+        lambda: lstm(dtype=jnp.int32),
+        TypeError,
+        "`LSTM(dtype=...)` needs a floating dtype, got int32.",
+    ),
+    "parameters of integers": (
+        lambda: jaxrnn.RNNCell(3, 6, param_dtype=int, rngs=rngs()),
+        TypeError,
+        "`RNNCell(param_dtype=...)` needs a floating dtype, got int64.",
+    ),
+    "a stack's carry": (
+        lambda: jaxrnn.layers.stack(jaxrnn.cells.gru, [[W], [W]], X, (jnp.zeros((1, 4, 6)),)),
+        ValueError,
+        "`stack` needs a carry of arrays (L*D, B, ·), here (2, 4, ·), got (1, 4, 6).",
+    ),
+    "a stack of nothing": (
+        lambda: jaxrnn.layers.stack(jaxrnn.cells.gru, [], X, (jnp.zeros((0, 4, 6)),)),
+        ValueError,
+        "`stack` needs the weights of one layer at least, got none.",
+    ),
+    "proj_size of an RNN": (
+        lambda: jaxrnn.RNN(3, 6, proj_size=2, rngs=rngs()),
+        ValueError,
+        "proj_size argument is only supported for LSTM, not RNN or GRU: `RNN(proj_size=2)`.",
     ),
     "lengths of floats": (
         lambda: lstm()(X, lengths=jnp.zeros((4, 1), F32)),
@@ -302,3 +386,29 @@ def test_wrong_shapes_are_both_kinds_of_error():
     for kind in (ValueError, RuntimeError, jaxrnn.InputError):
         with pytest.raises(kind, match="needs inputs of shape"):
             lstm()(jnp.zeros((5, 2, 4), F32))
+
+
+@pytest.mark.parametrize("cls", LAYERS)
+def test_the_dropout_warning_points_to_the_line_that_makes_the_module(cls):
+    with pytest.warns(UserWarning, match="num_layers greater than 1") as caught:
+        cls(3, 5, dropout=np.float32(0.5), rngs=rngs())
+    assert caught[0].filename == __file__
+
+
+def test_no_rows_at_all():
+    output, h_n = jaxrnn.GRU(3, 5, rngs=rngs())(jnp.zeros((4, 0, 3), F32), lengths=[])
+    assert (output.shape, h_n.shape) == ((4, 0, 5), (1, 0, 5))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        (np.ones(1, int), "`stack` needs lengths of shape (B,) = (4,), got (1,)."),
+        (np.ones(4), "`stack` needs lengths that are integers, got float64."),
+    ],
+)
+def test_a_stack_refuses_lengths_that_would_broadcast_or_truncate(lengths, said):
+    stack = inspect.unwrap(jaxrnn.layers.stack)  # without the suite's own check of annotations
+    with pytest.raises((ValueError, TypeError)) as caught:
+        stack(jaxrnn.cells.gru, [[W]], X, (jnp.zeros((1, 4, 6)),), jnp.asarray(lengths))
+    assert str(caught.value) == said

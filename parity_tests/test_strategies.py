@@ -5,6 +5,7 @@ import itertools
 from functools import partial
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -156,20 +157,23 @@ def test_derivatives_to_second_order_in_both_modes(strategy, cell, mask):
 @every_cell
 @every_fast_strategy
 def test_hessians_of_every_order_of_modes_are_the_references(strategy, cell):
-    weights, x, carry = arguments(cell, steps=3)
+    """Over all weights at once, projections and biases included."""
+    projected = cell is cells.lstm
+    weights, x, carry = arguments(cell, projected=projected, steps=3)
     mask = MASKS["lengths"][:3]
     cotangents = cotangents_for(strategy, cell, mask, (weights, x, carry))
+    flat, unravel = jax.flatten_util.ravel_pytree(weights)
 
-    def loss(strategy, hh):
-        return scalar(strategy, cell, mask, cotangents, weights._replace(hh=hh), x, carry)
+    def loss(strategy, flat):
+        return scalar(strategy, cell, mask, cotangents, unravel(flat), x, carry)
 
     @jax.jit
-    def hessians(hh):
-        wanted = jax.hessian(partial(loss, strategies.Reference()))(hh)
+    def hessians(flat):
+        wanted = jax.hessian(partial(loss, strategies.Reference()))(flat)
         modes = itertools.product([jax.jacfwd, jax.jacrev], repeat=2)
-        return wanted, [outer(inner(partial(loss, strategy)))(hh) for outer, inner in modes]
+        return wanted, [outer(inner(partial(loss, strategy)))(flat) for outer, inner in modes]
 
-    wanted, got = hessians(weights.hh)
+    wanted, got = hessians(flat)
     for hessian in got:
         assert_close(hessian, wanted, 1e-12)
 
@@ -222,6 +226,19 @@ def test_low_precision_products_keep_wide_carries(strategy, dtype):
     assert ys.dtype == last[0].dtype == last[1].dtype == jnp.float32
     for got, w in zip(jax.tree.leaves((ys, last)), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(got, w, atol=2e-2)
+
+
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_scan_unrolls_as_told(unroll):
+    args = arguments(cells.gru)
+    strategy = strategies.Scan(unroll=unroll)
+    gradient = jax.grad(lambda *a: strategy(cells.gru, *a)[0].sum())
+    unrolled = [
+        eqn.params["unroll"]
+        for eqn in _equations(jax.make_jaxpr(gradient)(*args).jaxpr)
+        if eqn.primitive.name == "scan"
+    ]
+    assert unrolled == [unroll, unroll]
 
 
 def test_scan_stores_no_intermediate_of_the_cell_and_accumulates_no_weight_gradient():

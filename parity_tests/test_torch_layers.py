@@ -1,7 +1,9 @@
 """Every kind of layer against `torch.nn`, on packed sequences, with every gradient."""
 
+import copy
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import torch
 from flax import nnx
 
 import jaxrnn
-from jaxrnn.testing import assert_parity, compare
+from jaxrnn.testing import assert_parity
+from jaxrnn.testing.report import ERROR_RATIO
 
 KINDS = {
     "RNN tanh": ("RNN", {}),
@@ -62,6 +65,8 @@ def test_the_case_table_in_float64(kind, layers, bidirectional, bias, batch_firs
 @pytest.mark.parametrize("layers", [1, 2])
 @every_kind
 def test_lower_precision(kind, layers, dtype):
+    if (kind, dtype) == ("RNN relu", "bfloat16"):
+        pytest.skip("a sum rounded across 0 changes relu's derivative by 1: nothing is promised")
     if dtype == "bfloat16" and layers == 2:
         pytest.skip("the bound for bfloat16 is for one layer: each rounds its inputs anew")
     theirs, ours = pair(kind, num_layers=layers, bidirectional=layers == 2)
@@ -74,6 +79,19 @@ def test_rows_of_length_zero(kind):
     theirs, ours = pair(kind, num_layers=2, bidirectional=True)
     x, hx = arguments(theirs, 5)
     assert_parity(theirs, ours, x, hx=hx, lengths=np.array([0, 5, 2, 0]), dtype="float64")
+
+
+def test_the_derivative_of_relu_at_zero_is_zero():
+    """Where every sum is exactly 0: no bias, no state, no input."""
+    theirs, ours = pair("RNN relu", bias=False)
+    assert_parity(theirs, ours, np.zeros((3, B, I)), dtype="float64")
+
+
+@pytest.mark.parametrize("kind", ["RNN tanh", "GRU", "LSTM"])
+def test_bfloat16_in_both_directions(kind):
+    theirs, ours = pair(kind, hidden=16, bidirectional=True)
+    x, hx = arguments(theirs, 63)
+    assert_parity(theirs, ours, x, hx=hx, lengths=np.array([63, 7, 1, 50]), dtype="bfloat16")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 63])
@@ -114,15 +132,54 @@ def test_dropout_of_zero_and_of_one(kind):
             assert_parity(theirs, ours, x, hx=hx, dtype="float64", train=train)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0])
+def gradients_in_torch(theirs, x, weight, dtype):
+    """The output and every gradient of <weight, output>, computed in `dtype`, as float64."""
+    theirs = copy.deepcopy(theirs).to(dtype)
+    output, _ = theirs(torch.tensor(x, dtype=dtype))
+    (output * torch.tensor(weight, dtype=dtype)).sum().backward()
+    values = {"output": output, **{k: v.grad for k, v in theirs.named_parameters()}}
+    return {k: v.detach().double().numpy() for k, v in values.items()}
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 8.0])
 @every_kind
 def test_our_error_is_within_three_times_pytorchs_own(kind, scale):
-    theirs, ours = pair(kind, hidden=32)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.mul_(scale)
-    x, hx = arguments(theirs, 50)
-    assert compare(theirs, ours, x, hx=hx, dtype="float32", against="float64").ok
+    """In float32 against float64, over many draws: the ratio of single ones is one of extremes.
+
+    At eight times the default weights a recurrence is chaotic, and PyTorch disagrees with itself.
+    """
+    if kind == "RNN relu" and scale == 8.0:
+        pytest.skip("its states overflow")
+    rng = np.random.default_rng(0)
+    theirs, ours = pair(kind, hidden=12)
+    weight = rng.standard_normal((40, B, theirs.proj_size or 12))
+
+    @jax.jit
+    def run(module, x):
+        def loss(module):
+            output, _ = module(x)
+            return (output * weight.astype(np.float32)).sum(), output
+
+        return jax.grad(loss, has_aux=True)(module)
+
+    squares = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        theirs.reset_parameters()
+        with torch.no_grad():
+            for parameter in theirs.parameters():
+                parameter.mul_(scale)
+        jaxrnn.load_state_dict(ours, theirs.state_dict())
+        x = rng.standard_normal((40, B, I)).astype(np.float32)
+        grads, output = run(ours, x)
+        got = {"output": np.asarray(output), **jaxrnn.state_dict(grads)}
+        exact = gradients_in_torch(theirs, x, weight.astype(np.float32), torch.float64)
+        peer = gradients_in_torch(theirs, x, weight.astype(np.float32), torch.float32)
+        for name, reference in exact.items():
+            size = np.abs(reference).max()
+            squares.append([(np.abs(v[name] - reference).max() / size) ** 2 for v in (got, peer)])
+    ours_rms, peers_rms = np.sqrt(np.mean(squares, axis=0))
+    assert ours_rms <= ERROR_RATIO * peers_rms
 
 
 CELLS = ["RNNCell", "GRUCell", "LSTMCell"]

@@ -128,22 +128,31 @@ def test_an_ensemble_is_built_by_vmap():
 
 
 @both_ways
-@every_layer
-def test_scan_around_it_carries_the_state(make, closed_over):
-    module, (x, _) = build(make), inputs()
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_scan_around_a_layer_or_a_cell_carries_the_state(kind, closed_over):
+    module = getattr(jaxrnn, kind)(I, H, rngs=nnx.Rngs(0), **F64)
+    cell = getattr(jaxrnn, f"{kind}Cell")(I, H, rngs=nnx.Rngs(1), **F64)
+    named = jaxrnn.state_dict(module).items()
+    jaxrnn.load_state_dict(cell, {name.removesuffix("_l0"): value for name, value in named})
+    x, _ = inputs()
     whole, last = module(x)
-    if module.bidirectional:
-        pytest.skip("a backward direction cannot run in chunks")
 
     def body(carry, x_t):
         m = module if closed_over else carry[1]
         output, state = m(x_t[None], carry[0])
         return ((state, carry[1]), output[0])
 
+    def cell_body(state, x_t):
+        state = cell(x_t, state)
+        return state, jax.tree.leaves(state)[0]
+
     zero = jax.tree.map(jnp.zeros_like, last)
     carried = None if closed_over else module
     (state, _), outputs = jax.jit(lambda: jax.lax.scan(body, (zero, carried), x))()
     assert_trees_close((outputs, state), (whole, last))
+    first = jax.tree.map(lambda s: s[0], zero)
+    state, outputs = jax.jit(lambda: jax.lax.scan(cell_body, first, x))()
+    assert_trees_close((outputs, state), (whole, jax.tree.map(lambda s: s[0], last)))
 
 
 @both_ways
@@ -204,6 +213,29 @@ def test_dropout_in_training_works_under_every_jit():
     np.testing.assert_array_equal(a, closed(x, jax.random.key(0)))
 
 
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_cells_under_jit_vmap_grad_and_jvp(kind):
+    cell = getattr(jaxrnn, kind)(I, H, rngs=nnx.Rngs(0), **F64)
+    x = inputs()[0][0]
+
+    def f(cell, x):
+        return sum((s**2).sum() for s in jax.tree.leaves(cell(x)))
+
+    in_cell, in_x = jax.jit(jax.grad(f, argnums=(0, 1)))(cell, x)
+    each = jax.jit(jax.vmap(jax.grad(f), in_axes=(None, 0)))(cell, x)
+    assert_trees_close(jax.tree.map(lambda g: g.sum(0), each), in_cell)
+    _, pushed = jax.jvp(lambda x: f(cell, x), (x,), (x,))
+    np.testing.assert_allclose(pushed, (in_x * x).sum(), rtol=1e-12)
+
+
+def test_a_module_with_dropout_is_differentiated_by_nnx():
+    """Its random state is an integer leaf, which `jax.grad` refuses, in eval too."""
+    module = jaxrnn.LSTM(I, H, 2, dropout=0.5, rngs=nnx.Rngs(0), **F64)
+    with pytest.raises(TypeError, match="grad requires real"):
+        jax.grad(loss)(module, *inputs())
+    assert len(jax.tree.leaves(nnx.grad(loss)(module, *inputs()))) == 8
+
+
 def test_in_eval_dropout_is_no_obstacle():
     """Random state cannot be differentiated, so the module is closed over, or left to nnx.grad."""
     module = build(partial(jaxrnn.LSTM, I, H, num_layers=2, dropout=0.5, **F64))
@@ -260,7 +292,7 @@ def test_outside_jit_a_second_call_compiles_nothing_either(compilations):
 
 def test_compilation_is_shared_by_equal_modules():
     x, _ = inputs()
-    step = jax.jit(loss)
+    step = jax.jit(lambda m, x: loss(m, x))
     a, b = (jaxrnn.LSTM(I, H, rngs=nnx.Rngs(s), strategy=strategies.Scan(), **F64) for s in (0, 1))
     step(a, x)
     step(b, x)

@@ -69,7 +69,16 @@ class Module(nnx.Module):
         if self.dtype is None:
             checks.dtype(type(self).__name__, x, weight.dtype)
             return x, x.dtype
+        checks.convertible(type(self).__name__, x, "inputs")
         return x.astype(self.dtype), jnp.dtype(self.dtype)
+
+    def _cast_states(
+        self, name: str, arrays: tuple[Array, ...], names: tuple[str, ...], dtype: jnp.dtype
+    ) -> tuple[Array, ...]:
+        """The states in the dtype that they are kept in."""
+        wide = carry_dtype(dtype)
+        checks.state_dtypes(name, arrays, names, (dtype, wide) if self.dtype is None else None)
+        return tuple(a.astype(wide) for a in arrays)
 
 
 def carry_dtype(dtype: jnp.dtype) -> jnp.dtype:

@@ -43,6 +43,7 @@ class _Layers(Module, Generic[State]):
                 "proj_size argument is only supported for LSTM, not RNN or GRU: "
                 f"`{name}(proj_size={proj_size!r})`."
             )
+        checks.dtypes(name, dtype, param_dtype)
         checks.constructor(
             name,
             input_size=input_size,
@@ -59,7 +60,8 @@ class _Layers(Module, Generic[State]):
                 "dropout option adds dropout after all but last recurrent layer, so non-zero "
                 f"dropout expects num_layers greater than 1, but got dropout={dropout} and "
                 f"num_layers={num_layers}",
-                stacklevel=3,
+                # Past Flax's constructors, and past RNN's own, to the line that makes the module.
+                stacklevel=5 + (type(self).__init__ is not _Layers.__init__),
             )
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -122,7 +124,7 @@ class _Layers(Module, Generic[State]):
             carry = tuple(jnp.zeros(shape, wide) for shape in shapes)
         else:
             arrays = checks.states(self._call, hx, self._states, batched, shapes)
-            carry = tuple(a.astype(wide) for a in arrays)
+            carry = self._cast_states(self._call, arrays, self._states, dtype)
         if lengths is not None:
             lengths = checks.lengths(lengths, batch, steps, batched)
 
@@ -170,6 +172,7 @@ class RNN(_Layers[Array]):
         dropout: probability of an element of every layer's outputs but the last's being zeroed, in
             training (`module.train()`, the initial mode; `module.eval()` ends it).
         bidirectional: whether a second direction runs backwards; D is 2 then, else 1.
+        proj_size: refused unless 0: only the LSTM has projections.
         dtype: of computation: inputs and weights are converted to it. None computes in
             `param_dtype` and refuses inputs of another, as PyTorch. With bfloat16 or float16,
             states and sums stay float32, outputs are of `dtype`, and final states are float32, so
@@ -209,6 +212,7 @@ class RNN(_Layers[Array]):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -226,6 +230,7 @@ class RNN(_Layers[Array]):
             batch_first,
             dropout,
             bidirectional,
+            proj_size,
             dtype=dtype,
             param_dtype=param_dtype,
             precision=precision,

@@ -30,12 +30,11 @@ class _Step(Module, Generic[State]):
         precision: lax.PrecisionLike = None,
         rngs: nnx.Rngs,
     ):
-        checks.constructor(
-            type(self).__name__, input_size=input_size, hidden_size=hidden_size, bias=bias
-        )
+        checks.dtypes(type(self).__name__, dtype, param_dtype)
+        checks.constructor(type(self).__name__, input_size=input_size, hidden_size=hidden_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
-        self.bias = bias
+        self.bias = bool(bias)  # of any type, as in PyTorch's cells
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.precision = precision
@@ -59,7 +58,7 @@ class _Step(Module, Generic[State]):
             carry = tuple(jnp.zeros(shape, wide) for shape in shapes)
         else:
             arrays = checks.step_states(name, hx, self._states, batched, shapes)
-            carry = tuple(a.astype(wide) for a in arrays)
+            carry = self._cast_states(name, arrays, self._states, dtype)
         weights = self._weights("", dtype)
         gx = cells.project(x, weights.ih, weights.b_ih, wide, self.precision)
         new, _ = cells.step(self._cell, weights, carry, gx, self.precision)

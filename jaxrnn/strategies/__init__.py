@@ -6,7 +6,8 @@ The contract, the same for all:
 
 `x` is (T, B, I); `carry` is the initial carry, a tuple of (B, ·) arrays with `h` first; `mask` is
 (T, B) of booleans or None. Where the mask is False there is no step: the carry is held and the
-output is exactly 0. `ys` is (T, B, P); `last` is the carry after the last step.
+output is exactly 0; `x` must be finite there (`jaxrnn.layers` sees to it), or 0 * NaN would reach
+the gradients. `ys` is (T, B, P); `last` is the carry after the last step.
 
 A strategy knows neither lengths nor directions: `jaxrnn.layers` turns both into a mask and a flip.
 A mask says everything that a strategy needs about lengths, in either direction, and a flip costs
@@ -47,5 +48,11 @@ class Strategy(Protocol):
 
 
 def default() -> Strategy:
-    """The strategy that `strategy=None` stands for."""
+    """The strategy that `strategy=None` stands for.
+
+    Example:
+        >>> from jaxrnn import strategies
+        >>> strategies.default()
+        Scan(unroll=1)
+    """
     return Scan()
