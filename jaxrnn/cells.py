@@ -90,7 +90,7 @@ def _gru(carry: Carry, gx: Array, gh: Array) -> Carry:
     hr, hz, hn = jnp.split(gh, 3, axis=-1)
     r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
     n = jnp.tanh(xn + r * hn)
-    return (n + z * (h - n),)
+    return ((1 - z) * n + z * h,)
 
 
 rnn_tanh = Cell("rnn_tanh", 1, 1, _rnn_tanh)
