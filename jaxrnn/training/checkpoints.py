@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -53,12 +54,12 @@ def save(
             shutil.rmtree(partial, ignore_errors=True)
             raise
     except Exception as error:  # Orbax and TensorStore raise several types, ValueError among them
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        code = _error_code(error)
         failure = OSError(
-            f"The checkpoint of step {step} could not be written to `{folder}`: {reason}. "
-            "What was there before is untouched."
+            f"The checkpoint of step {step} could not be written to `{folder}`: "
+            f"{os.strerror(code) if code else _short(error)}. What was there before is untouched."
         )
-        failure.errno = getattr(error, "errno", None)
+        failure.errno = code
         raise failure from error
     for old in steps(folder)[:-keep]:
         _remove(folder / str(old))
@@ -130,7 +131,7 @@ def load(
     try:
         return _read_state(path / "state", manifest["arrays"]), manifest["notes"]
     except Exception as error:
-        refuse(str(error).partition("\n")[0])
+        refuse(_short(error))
 
 
 def layout(arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -165,6 +166,16 @@ def _read_state(path: Path, arrays: Mapping[str, list[Any]]) -> dict[str, np.nda
     if layout(result) != dict(arrays):
         raise ValueError("its arrays are not those that its manifest lists")
     return result
+
+
+def _error_code(error: Exception) -> int | None:
+    """The system's number for an error; TensorStore has it in a text of a thousand characters."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
+
+
+def _short(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:

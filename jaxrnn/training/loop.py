@@ -129,10 +129,10 @@ def fit(
         raise ValueError("`fit(resume=True)` needs the `folder` to resume from.")
     if watch not in ("loss", "accuracy"):
         raise ValueError(f'`fit(watch)` must be "loss" or "accuracy", got "{watch}".')
-    model.train()
     run = Run(model, optimizer, data, loss, watch, most_compilations, keep, log)
     try:
         run.open(None if folder is None else Path(folder), resume)
+        model.train()
         while run.epoch < epochs and not run.stale(patience):
             run.train_epoch(save_every, validation)
     finally:

@@ -39,7 +39,7 @@ class Run:
     epoch: int = 0
     position: int = 0
     step: int = 0
-    last: tuple[int, int, str] | None = None  # the batch trained on last: epoch, number, digest
+    last: tuple[int, int, Batch] | None = None  # the batch trained on last: epoch, number, itself
     best: tuple[int, float] | None = None  # an epoch and its score, the lower the better
     best_weights: Any = None
     compilations: int = 0
@@ -90,8 +90,7 @@ class Run:
             raise ValueError(f"`fit(data)` gave no batches for epoch {self.epoch}.")
         for number in range(self.position, len(batches)):
             self._train_step(batches[number])
-            if self.folder is not None:
-                self.last = self.epoch, number, state.digest(batches[number])
+            self.last = self.epoch, number, batches[number]
             self.position = number + 1
             if save_every and self.step % save_every == 0 and self.position < len(batches):
                 self.save()
@@ -108,9 +107,9 @@ class Run:
         if self.folder is None:
             return
         notes = {
-            name: getattr(self, name)
-            for name in ("epoch", "position", "step", "last", "best", "watch")
+            name: getattr(self, name) for name in ("epoch", "position", "step", "best", "watch")
         }
+        notes["last"] = self.last and (*self.last[:2], state.digest(self.last[2]))
         arrays = state.host(self._state())
         try:
             self.metrics.sync()
@@ -190,9 +189,9 @@ class Run:
 
         arrays, notes = checkpoints.load(self.folder, step, accept)
         loaded = state.device(wanted, arrays)
-        self.metrics = Metrics(metrics, Mark(*notes.pop("metrics")))
-        for name, value in notes.items():
-            setattr(self, name, tuple(value) if isinstance(value, list) else value)
+        self.metrics = Metrics(metrics, Mark(*notes["metrics"]))
+        self.epoch, self.position, self.step = notes["epoch"], notes["position"], notes["step"]
+        self.best = notes["best"] and tuple(notes["best"])
         self._restore(loaded)
 
     def _check_data(self, path: Path, epoch: int, number: int, digest: str) -> None:
