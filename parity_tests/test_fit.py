@@ -90,8 +90,10 @@ def run(half, tmp_path):
     return Path(shutil.copytree(half, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("first", "dtype"),
+    [(0, jnp.float32), (1, jnp.float32), (3, jnp.float32), (1, jnp.bfloat16)],
+)
 def test_resumed_to_the_same_bits(tmp_path, held_back, first, dtype):
     whole, resumed = start(dtype=dtype), start(dtype=dtype)
     settings = {"validation": held_back, "save_every": 3}
@@ -111,10 +113,10 @@ def test_resumed_to_the_same_bits(tmp_path, held_back, first, dtype):
 
 
 def test_stopped_within_an_epoch(tmp_path, held_back):
-    """An exception in the caller's progress bar, as a Ctrl-C, at every step of two epochs."""
+    """An exception in the caller's progress bar, as a Ctrl-C: before, at and after a checkpoint."""
     whole, folder = start(), tmp_path / "run"
     expected = training.fit(*whole, epoch, epochs=2, validation=held_back)
-    for stop in range(1, len(expected.records) + 1):
+    for stop in (1, 2, 3, 6, 9):
 
         def log(record, left=[stop]):  # noqa: B006  the list is the count
             left[0] -= 1
@@ -128,6 +130,8 @@ def test_stopped_within_an_epoch(tmp_path, held_back):
         resumed = start(seed=5)
         history = training.fit(*resumed, epoch, resume=True, **options)
         assert history.records == expected.records
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == expected.records
         assert arrays(*resumed) == arrays(*whole)
 
 
