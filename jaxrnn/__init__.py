@@ -13,7 +13,7 @@
 
     models        networks made of the modules, and recurrences written by hand
     data          padding, batching, splitting, synthetic tasks: NumPy alone
-    training      loss, clipping, train step, evaluation
+    training      loss, clipping, train step, evaluation, fit: runs that survive
 
 Imports point one way: cells <- strategies <- layers <- modules <- models, and checks below modules.
 """

@@ -1,12 +1,10 @@
-"""Training of classifiers: the loss, a step, an evaluation. For any `nnx.Module`.
-
-A model is called as `model(inputs)`, or as `model(inputs, lengths=lengths)` where the batch has
-lengths, and returns logits (B, C).
+"""The loss, clipping, one step of training, an evaluation.
 
 Letters: B batch, C classes.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -125,22 +123,37 @@ def train_step(
         >>> bool(after.loss < before.loss)
         True
     """
+    return train_on(model, optimizer, batch, functools.partial(cross_entropy, smoothing=smoothing))
+
+
+def train_on(
+    model: nnx.Module, optimizer: nnx.Optimizer, batch: Batch, loss: Callable[[Array, Array], Array]
+) -> Scores:
+    """`train_step` with any loss of logits and labels; not compiled by itself."""
     labels = jnp.asarray(batch.labels)
 
     def objective(model: nnx.Module) -> tuple[Array, Array]:
         logits = _logits(model, batch)
-        return cross_entropy(logits, labels, smoothing), logits
+        return loss(logits, labels), logits
 
-    (loss, logits), grads = nnx.value_and_grad(objective, has_aux=True)(model)
+    (value, logits), grads = nnx.value_and_grad(objective, has_aux=True)(model)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer power
         optimizer.update(model, grads)
-    return Scores(loss, accuracy(logits, labels))
+    return Scores(value, accuracy(logits, labels))
 
 
 def predict(model: nnx.Module, batches: Iterable[Batch]) -> Float[np.ndarray, "N C"]:
     """The logits of every row of every batch, in order, in evaluation mode.
 
     The model is left in the mode it was in.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxrnn import data, training
+        >>> batch = data.Batch(jnp.eye(2), jnp.array([0, 1]))
+        >>> training.predict(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), [batch, batch]).shape
+        (4, 3)
     """
     return np.concatenate([np.asarray(_evaluation(model, batch)) for batch in batches])
 

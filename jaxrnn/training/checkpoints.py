@@ -1,0 +1,214 @@
+"""Named arrays and notes on disk, written by Orbax: whole or absent, and checked when read.
+
+A checkpoint is a folder named by its number of steps, with Orbax's files in `state` and in
+`manifest.json` what they must be: each array's dtype and shape, each file's SHA-256. Orbax itself
+reads most files with a flipped bit without a word. A checkpoint gets its name when all of it is on
+the disk, and loses it before any of it is removed, so that under a name there is never a part.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+_FORMAT = 1
+_PARTIAL = ".partial-"
+
+
+def save(
+    folder: Path, step: int, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any], keep: int
+) -> None:
+    """Writes `folder/<step>` and then removes all but the newest `keep` checkpoints.
+
+    Raises:
+        OSError: it could not be written, for whatever reason; what was there is untouched.
+    """
+    target = folder / str(step)
+    partial = folder / f"{_PARTIAL}{secrets.token_hex(8)}"
+    try:
+        try:
+            partial.mkdir(parents=True)
+            _write_state(partial / "state", arrays)
+            manifest = {
+                "format": _FORMAT,
+                "arrays": layout(arrays),
+                "files": {name: _digest(path, sync=True) for name, path in _files(partial)},
+                "notes": dict(notes),
+            }
+            text = json.dumps(manifest, allow_nan=False)
+            (partial / "manifest.json").write_text(f"{text}\n{_sha256(text.encode())}\n")
+            _digest(partial / "manifest.json", sync=True)
+            for directory, _, _ in os.walk(partial):
+                _sync_directory(directory)
+            os.rename(partial, target)
+            _sync_directory(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except Exception as error:  # Orbax and TensorStore raise several types, ValueError among them
+        code = _error_code(error)
+        failure = OSError(
+            f"The checkpoint of step {step} could not be written to `{folder}`: "
+            f"{os.strerror(code) if code else _short(error)}. What was there before is untouched."
+        )
+        failure.errno = code
+        raise failure from error
+    for old in steps(folder)[:-keep]:
+        _remove(folder / str(old))
+
+
+def steps(folder: Path) -> list[int]:
+    """The numbers of the checkpoints in a folder, rising."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def tidy(folder: Path) -> None:
+    """Removes what a killed process left half written or half removed."""
+    for path in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load(
+    folder: Path, step: int, accept: Callable[[dict[str, Any], dict[str, list[Any]]], None]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the notes of `folder/<step>`.
+
+    `accept` is called with the notes and with each array's dtype and shape before any array is
+    read, and raises if it does not want them.
+
+    Raises:
+        ValueError: anything but a whole checkpoint, in one sentence that says what it is.
+    """
+    path = folder / str(step)
+
+    def refuse(reason: str) -> NoReturn:
+        older = [n for n in steps(folder) if n < step]
+        advice = f" Remove it to resume from step {older[-1]}." if older else ""
+        raise ValueError(
+            f"The checkpoint `{path}` cannot be resumed from: {reason}. Nothing was loaded.{advice}"
+        ) from None
+
+    if not path.is_dir():
+        refuse("it is not a folder")
+    try:
+        text, digest = (path / "manifest.json").read_bytes().split(b"\n")[:2]
+    except FileNotFoundError:
+        refuse("it has no `manifest.json`, so it was not written by `fit`")
+    except (OSError, ValueError):
+        refuse("it is damaged: its `manifest.json` cannot be read")
+    if digest.decode("ascii", "replace") != _sha256(text):
+        refuse("it is damaged: `manifest.json` does not match its digest")
+    manifest = json.loads(text)
+    if manifest["format"] != _FORMAT:
+        refuse(f"it has format {manifest['format']}, and this version reads {_FORMAT}")
+    found = {name: file for name, file in _files(path) if name != "manifest.json"}
+    for name in sorted(manifest["files"].keys() | found.keys()):
+        if name not in found:
+            refuse(f"it is damaged: `{name}` is missing")
+        if name not in manifest["files"]:
+            refuse(f"it is damaged: `{name}` does not belong to it")
+        if not found[name].is_file():
+            refuse(f"it is damaged: `{name}` is not a regular file")
+        try:
+            same = _digest(found[name]) == manifest["files"][name]
+        except OSError as error:
+            refuse(f"`{name}` cannot be read: {error.strerror}")
+        if not same:
+            refuse(f"it is damaged: `{name}` does not match its digest")
+    accept(manifest["notes"], manifest["arrays"])
+    try:
+        return _read_state(path / "state", manifest["arrays"]), manifest["notes"]
+    except Exception as error:
+        refuse(_short(error))
+
+
+def layout(arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Each array's dtype and shape, as the manifest has them."""
+    return {name: [str(a.dtype), *map(int, a.shape)] for name, a in arrays.items()}
+
+
+def _write_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    import orbax.checkpoint as ocp
+
+    # Orbax refuses empty arrays, and their shape says all of them.
+    full = {name: array for name, array in arrays.items() if array.size}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path.absolute(), full)
+
+
+def _read_state(path: Path, arrays: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    full = [name for name, (_, *shape) in arrays.items() if 0 not in shape]
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        result = checkpointer.restore(
+            path.absolute(),
+            args=ocp.args.PyTreeRestore(
+                item=dict.fromkeys(full, 0), restore_args=dict.fromkeys(full, as_numpy)
+            ),
+        )
+    for name, (dtype, *shape) in arrays.items():
+        if 0 in shape:
+            result[name] = np.zeros(shape, np.dtype(dtype))
+    if layout(result) != dict(arrays):
+        raise ValueError("its arrays are not those that its manifest lists")
+    return result
+
+
+def _error_code(error: Exception) -> int | None:
+    """The system's number for an error; TensorStore has it in a text of a thousand characters."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
+
+
+def _short(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """Everything below a folder that is not a folder, by its path from there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [(path.relative_to(folder).as_posix(), path) for path in paths]
+
+
+def _digest(path: Path, *, sync: bool = False) -> str:
+    with open(path, "rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """An old checkpoint that cannot be removed stays; the new one is there, and that counts."""
+    doomed = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
+    with contextlib.suppress(OSError):
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def _sync_directory(directory: str | Path) -> None:
+    """Make a renaming in the directory durable, where directories can be opened at all."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,81 @@
+"""The state of a model or an optimizer as named NumPy arrays, and back."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrnn.data import Batch
+
+
+def weights(model: nnx.Module) -> Any:
+    """All of a model's state but the counters of dropout: the early stop brings back no noise."""
+    return jax.tree.map(lambda array: array, nnx.state(model, nnx.Not(nnx.RngState)))
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The arrays of a tree by the paths to them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf
+        for path, leaf in leaves
+    }
+    if len(named) < len(leaves):
+        raise ValueError("Two arrays of the state have the same name: rename an attribute.")
+    return named
+
+
+def host(tree: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(_data(leaf)) for name, leaf in named(tree).items()}
+
+
+def _data(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def device(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The tree with these arrays in it, each where the old one is."""
+
+    def place(old: Any, new: np.ndarray) -> Any:
+        if isinstance(old, np.ndarray):
+            return new
+        array = jnp.asarray(new)
+        if _is_key(old):
+            array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(old))
+        return jax.device_put(array, old.sharding) if old.committed else array
+
+    leaves = [place(old, arrays[name]) for name, old in named(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def check_layout(path: Path, wanted: dict[str, list[Any]], found: dict[str, list[Any]]) -> None:
+    def text(entry: list[Any] | None) -> str:
+        return "absent" if entry is None else f"{entry[0]} of {tuple(entry[1:])}"
+
+    problems = [
+        f"`{name}` is {text(found.get(name))} in the checkpoint, {text(wanted.get(name))} here."
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]
+    if problems:
+        sentence = f"The checkpoint `{path}` is of another model or optimizer. Nothing was loaded:"
+        raise ValueError("\n".join([sentence, *problems]))
+
+
+def digest(batch: Batch) -> str:
+    digest = hashlib.sha256()
+    for value in batch:
+        if value is not None:
+            array = np.asarray(value, order="C")
+            digest.update(f"{array.dtype} {array.shape} ".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()

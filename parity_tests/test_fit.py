@@ -1,0 +1,434 @@
+"""`fit`: what it returns and writes, what it refuses, and that it never leaves a part of anything.
+
+Kills are in `test_kills.py`.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxrnn import data, training
+from jaxrnn.training import checkpoints
+
+CLASSES = 3
+
+
+class Tiny(nnx.Module):
+    """Every kind of state there is: parameters, dropout, statistics, an empty array, bfloat16."""
+
+    def __init__(self, seed=0, hidden=4, dtype=jnp.float32):
+        rngs = nnx.Rngs(seed)
+        self.inner = nnx.Linear(2, hidden, rngs=rngs)
+        self.norm = nnx.BatchNorm(hidden, rngs=rngs)
+        self.dropout = nnx.Dropout(0.3, rngs=rngs)
+        self.fc = nnx.Linear(hidden, CLASSES, param_dtype=dtype, dtype=jnp.float32, rngs=rngs)
+        self.empty = nnx.Param(jnp.zeros((0, 3)))
+
+    def __call__(self, x, *, lengths):
+        with jax.numpy_dtype_promotion("standard"):
+            mean = x.sum(1) / lengths[:, None]
+            return self.fc(self.dropout(self.norm(jnp.tanh(self.inner(mean)))))
+
+
+def sequences():
+    rng = np.random.default_rng(0)
+    made = [rng.standard_normal((n, 2)).astype(np.float32) for n in rng.integers(1, 9, 30)]
+    return made, np.array([int(np.abs(s.sum())) % CLASSES for s in made])
+
+
+def epoch(number, seed=0):
+    return data.batches(*sequences(), 8, seed=(seed, number), buckets=[4, 8])
+
+
+@pytest.fixture(scope="module")
+def held_back():
+    return data.batches(*sequences(), 30)
+
+
+TX = optax.adam(3e-2)
+
+
+def start(tx=TX, **options):
+    model = Tiny(**options)
+    return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+
+def arrays(*nodes):
+    """Everything in modules and optimizers, to be compared bit by bit."""
+    leaves = jax.tree.leaves([nnx.state(node) for node in nodes])
+    keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    return [
+        np.asarray(jax.random.key_data(leaf) if key else leaf).tobytes()
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, held_back):
+    """The folder of a run of two epochs, to be copied."""
+    folder = tmp_path_factory.mktemp("half")
+    training.fit(*start(), epoch, epochs=2, validation=held_back, folder=folder)
+    return folder
+
+
+@pytest.fixture
+def run(half, tmp_path):
+    return Path(shutil.copytree(half, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("first", "dtype"),
+    [(0, jnp.float32), (1, jnp.float32), (3, jnp.float32), (1, jnp.bfloat16)],
+)
+def test_resumed_to_the_same_bits(tmp_path, held_back, first, dtype):
+    whole, resumed = start(dtype=dtype), start(dtype=dtype)
+    settings = {"validation": held_back, "save_every": 3}
+    expected = training.fit(*whole, epoch, epochs=4, folder=tmp_path / "a", **settings)
+    training.fit(*resumed, epoch, epochs=first, folder=tmp_path / "b", **settings)
+    # Other parameters and another state of dropout, all of which must be replaced.
+    resumed = start(dtype=dtype, seed=5)
+    history = training.fit(
+        *resumed, epoch, epochs=4, folder=tmp_path / "b", resume=True, **settings
+    )
+    assert history.records == expected.records
+    assert history.best == expected.best
+    assert arrays(*resumed) == arrays(*whole)
+    lines = (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history.records
+    assert lines == (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+
+
+def test_stopped_within_an_epoch(tmp_path, held_back):
+    """An exception in the caller's progress bar, as a Ctrl-C: before, at and after a checkpoint."""
+    whole, folder = start(), tmp_path / "run"
+    expected = training.fit(*whole, epoch, epochs=2, validation=held_back)
+    for stop in (1, 2, 3, 6, 9):
+
+        def log(record, left=[stop]):  # noqa: B006  the list is the count
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+        shutil.rmtree(folder, ignore_errors=True)
+        options = {"epochs": 2, "validation": held_back, "folder": folder, "save_every": 2}
+        with pytest.raises(KeyboardInterrupt):
+            training.fit(*start(), epoch, log=log, **options)
+        resumed = start(seed=5)
+        history = training.fit(*resumed, epoch, resume=True, **options)
+        assert history.records == expected.records
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == expected.records
+        assert arrays(*resumed) == arrays(*whole)
+
+
+def test_a_finished_run_is_left_alone(run, held_back):
+    before = contents(run)
+    model = start(seed=5)
+    history = training.fit(*model, epoch, epochs=2, validation=held_back, folder=run, resume=True)
+    assert contents(run) == before
+    assert history.compilations == 0
+    assert len(history["loss"]) == 2 * len(epoch(0))
+
+
+def test_few_shapes_compile_and_the_number_is_known(tmp_path):
+    def loss(logits, labels):  # a new one, so that nothing is compiled yet
+        return training.cross_entropy(logits, labels)
+
+    shapes = {batch.inputs.shape for n in range(3) for batch in epoch(n)}
+    assert 1 < len(shapes) <= 4  # full batches and what is left over, for each of two buckets
+    history = training.fit(*start(), epoch, epochs=3, loss=loss, folder=tmp_path)
+    assert history.compilations == len(shapes)
+    assert training.fit(*start(), epoch, epochs=3, loss=loss).compilations == 0
+    with pytest.raises(ValueError, match=r"`fit\(most_compilations=1\)` met one more shape"):
+        training.fit(*start(), epoch, epochs=3, most_compilations=1)
+
+
+def test_the_loss_is_the_callers():
+    model, optimizer = start()
+    history = training.fit(
+        model, optimizer, epoch, epochs=1, loss=lambda logits, labels: 7 + 0 * logits.sum()
+    )
+    np.testing.assert_array_equal(history["loss"], 7.0)
+
+
+@pytest.mark.parametrize("watch", ["loss", "accuracy"])
+def test_early_stopping_brings_the_best_weights_back(tmp_path, held_back, watch):
+    tx = optax.sgd(3.0)
+    model, optimizer = start(tx)
+    settings = {"validation": held_back, "watch": watch, "patience": 2, "epochs": 40}
+    history = training.fit(model, optimizer, epoch, folder=tmp_path, **settings)
+    values = history[f"validation_{watch}"] * (1 if watch == "loss" else -1)
+    assert history.best == values.argmin()
+    assert len(values) == history.best + 3 < 40
+    scores = training.evaluate(model, held_back)
+    assert float(getattr(scores, watch)) == history[f"validation_{watch}"][history.best]
+    resumed, optimizer = start(tx, seed=5)
+    again = training.fit(resumed, optimizer, epoch, folder=tmp_path, resume=True, **settings)
+    assert again.records == history.records
+    scores = training.evaluate(resumed, held_back)
+    assert float(getattr(scores, watch)) == history[f"validation_{watch}"][history.best]
+
+
+def refused(run, match, error=ValueError, data=epoch, **options):
+    """`fit` refuses to resume, in one sentence, and changes neither the model nor the folder."""
+    tx, settings = options.pop("tx", TX), options.pop("settings", {})
+    model, optimizer = start(tx, **options)
+    model.train()
+    before, files = arrays(model, optimizer), contents(run)
+    with pytest.raises(error, match=match) as caught:
+        training.fit(model, optimizer, data, epochs=3, folder=run, resume=True, **settings)
+    assert arrays(model, optimizer) == before
+    assert contents(run) == files
+    return str(caught.value)
+
+
+def newest(run):
+    return run / "checkpoints" / str(max(checkpoints.steps(run / "checkpoints")))
+
+
+def test_a_flipped_bit_is_found_in_every_file(run):
+    files = [path for path in newest(run).rglob("*") if path.is_file()]
+    assert len(files) > 5
+    rng = np.random.default_rng(0)
+    for path in files:
+        whole = path.read_bytes()
+        for _ in range(3):
+            broken = bytearray(whole)
+            broken[rng.integers(max(len(whole) - 1, 1))] ^= 1 << rng.integers(8)
+            path.write_bytes(broken)
+            text = refused(run, "cannot be resumed from: it is damaged")
+            assert "Remove it to resume from step 5." in text
+        path.write_bytes(whole[: len(whole) // 2])
+        refused(run, "it is damaged")
+        path.unlink()
+        refused(run, "is missing|no `manifest.json`")
+        path.write_bytes(whole)
+    training.fit(*start(), epoch, epochs=2, folder=run, resume=True)
+
+
+def test_what_is_no_checkpoint(run):
+    path = newest(run)
+    (path / "state" / "stray").touch()
+    refused(run, "`state/stray` does not belong to it")
+    shutil.rmtree(path)
+    path.mkdir()
+    refused(run, "no `manifest.json`, so it was not written by `fit`")
+    path.rmdir()
+    path.touch()
+    refused(run, "it is not a folder")
+    path.unlink()
+    # As the sentence advises: the one before serves.
+    training.fit(*start(), epoch, epochs=2, folder=run, resume=True)
+
+
+def test_another_model_or_optimizer(run):
+    text = refused(run, "is of another model or optimizer. Nothing was loaded", hidden=5)
+    assert "`model.inner.kernel` is float32 of (2, 4) in the checkpoint, float32 of (2, 5)" in text
+    assert "`model.inner.bias` is float32 of (4,)" in text
+    text = refused(run, "of another model or optimizer", dtype=jnp.float16)
+    assert "`model.fc.bias` is float32 of (3,) in the checkpoint, float16 of (3,) here." in text
+    text = refused(run, "of another model or optimizer", tx=optax.sgd(0.1))
+    assert "`optimizer.opt_state.0.mu.fc.bias` is float32 of (3,) in the checkpoint, absent" in text
+
+
+def test_other_data(run):
+    refused(run, "was trained on other data", data=lambda number: epoch(number, seed=1))
+    refused(run, "was trained on other data", data=lambda number: epoch(number)[:1])
+
+
+def test_another_measure(run):
+    refused(run, r'is of `fit\(watch="loss"\)`, got "accuracy"', settings={"watch": "accuracy"})
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:-9], lambda text: b"[" + text[1:]])
+def test_metrics_that_were_changed(run, change):
+    path = run / "metrics.jsonl"
+    path.write_bytes(change(path.read_bytes()))
+    refused(run, "is not as it was when the checkpoint was written")
+
+
+def test_metrics_that_are_gone(run):
+    (run / "metrics.jsonl").unlink()
+    refused(run, "is not as it was when the checkpoint was written")
+
+
+def test_a_folder_with_another_run(run, tmp_path):
+    before = contents(run)
+    with pytest.raises(ValueError, match=r"holds a run of 10 steps. Pass `resume=True`"):
+        training.fit(*start(), epoch, epochs=3, folder=run)
+    assert contents(run) == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "metrics.jsonl").write_text("mine\n")
+    refused(other, "no checkpoint, so no run that could be resumed")
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(OSError, match="cannot be made: Not a directory"):
+        training.fit(*start(), epoch, epochs=1, folder=path)
+    assert path.read_text() == "mine"
+
+
+# Root may write anywhere, so the child becomes someone else; the limit on the size of files fails
+# a write in the middle of a file, as a full disk does.
+CHILD = """
+import os, resource, signal, sys
+sys.path.insert(0, sys.argv[1])
+import test_fit, orbax.checkpoint
+from jaxrnn import training
+if sys.argv[3] == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
+elif os.geteuid() == 0:
+    os.setuid(65534)
+try:
+    training.fit(*test_fit.start(), test_fit.epoch, epochs=9, folder=sys.argv[2], resume=True)
+except OSError as error:
+    print(error)
+"""
+
+
+def child(folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def survives(run, before):
+    for path in before:
+        if "metrics" not in path.name:
+            assert path.read_bytes() == before[path]
+    whole, resumed = start(), start(seed=5)
+    expected = training.fit(*whole, epoch, epochs=3)
+    history = training.fit(*resumed, epoch, epochs=3, folder=run, resume=True)
+    assert history["loss"].tolist() == expected["loss"].tolist()
+    assert arrays(*resumed) == arrays(*whole)
+
+
+@pytest.mark.parametrize("limit", [100, 1500])
+def test_a_full_disk(run, limit):
+    before = contents(run)
+    limit += (run / "metrics.jsonl").stat().st_size * (limit == 100)
+    text = child(run, "full", str(limit))
+    assert "could not be written" in text or "were not written" in text
+    assert "What was there before is untouched." in text
+    assert text.count("\n") == 1
+    assert len(text) < 300  # and not TensorStore's own, which is five times as long
+    assert set(contents(run)) == set(before)
+    survives(run, before)
+
+
+def test_a_folder_to_be_read_only(run, tmp_path):
+    before = contents(run)
+    paths = [run, *run.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    for parent in run.parents:
+        if parent.owner() == run.owner() and parent.name.startswith("pytest"):
+            parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    text = child(run, "read-only")
+    for path in paths:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert "cannot be opened: Permission denied. What was there before is untouched." in text
+    assert contents(run) == before
+    survives(run, before)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "fsync", "rename", "write"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_system_that_refuses(run, monkeypatch, call, number):
+    """No space at any of the first calls that change the folder."""
+    before, left, original = contents(run), [number], getattr(os, call)
+
+    def refuse(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(28, "No space left on device")
+        return original(*args, **kwargs)
+
+    # A folder that is there need not be made, and an old checkpoint that cannot go stays.
+    harmless = (call, number) in [("mkdir", 1), ("rename", 3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        if harmless:
+            training.fit(*start(), epoch, epochs=3, folder=run, resume=True)
+        else:
+            what = "No space left on device. What was there before is untouched."
+            with pytest.raises(OSError, match=what) as caught:
+                training.fit(*start(), epoch, epochs=3, folder=run, resume=True)
+            assert caught.value.errno == 28
+    checkpoints.load(run / "checkpoints", int(newest(run).name), lambda *_: None)
+    survives(run, {p: b for p, b in before.items() if p.exists()})
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    def poisoned(number):
+        batches = epoch(number)
+        if number == 1:
+            batches[2].inputs[0, 0, 0] = np.nan
+        return batches
+
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the loss was nan at step 8, in epoch 1. .* The checkpoint of step 7 is in",
+    ):
+        training.fit(*start(), poisoned, epochs=3, folder=tmp_path, save_every=1)
+    resumed, whole = start(), start()
+    # What there is, is good: with the right data the run goes on.
+    expected = training.fit(*whole, epoch, epochs=3)
+    history = training.fit(*resumed, epoch, epochs=3, folder=tmp_path, resume=True)
+    assert history.records == expected.records
+    assert arrays(*resumed) == arrays(*whole)
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    tx = optax.scale_by_schedule(lambda step: jnp.where(step == 5, jnp.inf, 0.1))
+    with pytest.raises(FloatingPointError, match=r"was not finite after step 6"):
+        training.fit(*start(tx), epoch, epochs=3, folder=tmp_path, save_every=2)
+    assert checkpoints.steps(tmp_path / "checkpoints")[-1] == 5
+
+
+def test_old_checkpoints_go(tmp_path):
+    for name in (".partial-ab", ".partial-cd/state"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    training.fit(*start(), epoch, epochs=4, folder=tmp_path, keep=2)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["15", "20"]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"epochs": -1}, r"`fit\(epochs\)` must be 0 or more, got -1."),
+        ({"keep": 0}, r"`fit\(keep\)` must be 1 or more"),
+        ({"patience": 3}, r"`fit\(patience\)` needs a `validation`"),
+        ({"resume": True}, "needs the `folder`"),
+        ({"watch": "F1"}, "accuracy"),  # in our words, or in those of the checker of types
+        ({"data": lambda epoch: []}, "gave no batches for epoch 0"),
+    ],
+)
+def test_bad_arguments(options, match):
+    settings = {"data": epoch, "epochs": 1, **options}
+    with pytest.raises((ValueError, TypeError), match=match):
+        training.fit(*start(), **settings)

@@ -1,0 +1,129 @@
+"""Runs of `fit` killed by SIGKILL again and again end as one that is not, bit for bit."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+
+KILLS = 24
+KILLED = -signal.SIGKILL
+
+
+class Server:
+    """`killable.py`, which has JAX imported and forks for each run."""
+
+    def __init__(self, cache):
+        self.cache = str(cache)
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("killable.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def start(self, folder, **job):
+        self.process.stdin.write(
+            json.dumps({"folder": str(folder), "cache": self.cache, **job}) + "\n"
+        )
+        self.process.stdin.flush()
+        return int(self.line())
+
+    def line(self):
+        line = self.process.stdout.readline().strip()
+        assert line, "the server has died"
+        return line
+
+    def finish(self):
+        """The exit code of the run."""
+        while (line := self.line()) == "now":
+            pass
+        return int(line)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("cache"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def unkilled(server, tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("unkilled")
+    server.start(folder)
+    assert server.finish() == 0
+    return folder
+
+
+def result(folder):
+    with np.load(folder / "result.npz") as file:
+        return {name: file[name].tobytes() for name in file.files}
+
+
+def assert_same(folder, unkilled):
+    assert result(folder) == result(unkilled)
+    text = (folder / "metrics.jsonl").read_bytes()
+    assert text == (unkilled / "metrics.jsonl").read_bytes()
+    left = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert left == sorted(path.name for path in (unkilled / "checkpoints").iterdir())
+
+
+def test_killed_at_random_moments(server, unkilled, tmp_path):
+    """Killed and resumed until it ends; if that is too soon, another run takes its turn."""
+    rng = random.Random(0)
+    kills, lines, runs = 0, set(), [tmp_path / "0"]
+    while kills < KILLS:
+        folder = runs[-1]
+        # One in four before it trains: while it starts, reads the checkpoint, cuts the metrics.
+        early = rng.random() < 0.25
+        child = server.start(folder, tell=None if early else rng.randint(1, 6))
+        if not early and server.line() != "now":
+            runs.append(tmp_path / str(len(runs)))
+            continue
+        time.sleep(rng.uniform(0, 0.8 if early else 0.06))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        code = server.finish()
+        assert code in (0, KILLED)
+        if code == KILLED:
+            kills += 1
+            metrics = folder / "metrics.jsonl"
+            lines.add(metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
+        else:
+            runs.append(tmp_path / str(len(runs)))
+    for folder in runs:
+        if not (folder / "result.npz").exists():
+            server.start(folder)
+            assert server.finish() == 0
+        assert_same(folder, unkilled)
+    assert len(lines) > KILLS // 4, "the kills were all at the same places"
+
+
+def test_killed_at_each_step_of_saving_and_resuming(server, unkilled, tmp_path):
+    """Before the n-th call of what changes the folder: the places that chance rarely meets."""
+    deaths = [("mkdir", 1), ("mkdir", 2), ("fsync", 1), ("rename", 1), ("truncate", 1)]
+    deaths += [("rename", n) for n in (2, 3, 4, 5, 6)] + [("fsync", n) for n in (2, 17, 40)]
+    deaths += [("rmdir", 1), ("unlink", 1), ("truncate", 1), ("write", 2), ("write", 4)]
+    for name, call in deaths:
+        server.start(tmp_path, die_at=(name, call))
+        assert server.finish() == KILLED, (name, call)
+    server.start(tmp_path)
+    assert server.finish() == 0
+    assert_same(tmp_path, unkilled)
