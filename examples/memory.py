@@ -166,7 +166,7 @@ def _long(named: str, rnn: Sequence[Result], gated: Sequence[Sequence[Result]]) 
         if best.accuracies.min() > plain.accuracies.max() and best.median >= LEARNT:
             verdict = "confirmed"
         elif max(best.median, plain.median) < LEARNT:
-            verdict = "not confirmed, neither learns it"
+            verdict = "not confirmed, none learns it"
         else:
             verdict = "not confirmed"
         told = ", ".join(f"{r.variant.cell} {r}" for r in (plain, *others))
