@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import memory
 import numpy as np
+import optax
 import tyro
 from flax import nnx
 from memory import VARIANTS, Results, Variant
@@ -166,17 +167,18 @@ def compare_gradients() -> dict[str, dict[Any, np.ndarray]]:
     return norms
 
 
+@nnx.jit
+def gradients(model: RNNComparison, x: jax.Array, labels: jax.Array) -> Any:
+    def objective(model: RNNComparison, x: jax.Array) -> jax.Array:
+        return training.cross_entropy(model(x), labels)
+
+    return nnx.value_and_grad(objective, argnums=(0, 1))(model, x)
+
+
 def jax_gradients(
     model: RNNComparison, x: np.ndarray, labels: np.ndarray
 ) -> tuple[float, float, np.ndarray]:
     """The loss, the norm of all parameters' gradients, and the gradient by the input (B, T, 1)."""
-
-    @nnx.jit
-    def gradients(model: RNNComparison, x: jax.Array, labels: jax.Array) -> Any:
-        def objective(model: RNNComparison, x: jax.Array) -> jax.Array:
-            return training.cross_entropy(model(x), labels)
-
-        return nnx.value_and_grad(objective, argnums=(0, 1))(model, x)
 
     loss, (by_weights, by_input) = gradients(model, jnp.asarray(x), jnp.asarray(labels))
     total = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(by_weights)))
@@ -189,15 +191,16 @@ def by_step(gradient: np.ndarray) -> np.ndarray:
 
 
 def train(options: Options) -> Results:
-    chosen = ("seeds", "steps", "batch_size", "hidden_size", "learning_rate")
+    chosen = ("seeds", "steps", "batch_size", "hidden_size")
     settings = {name: getattr(options, name) for name in chosen}
+    tx = optax.chain(training.clip_grad_norm(1.0), optax.adam(options.learning_rate))
     start = time.perf_counter()
     results: dict[Variant, list[memory.Result]] = {variant: [] for variant in VARIANTS}
     with tqdm(total=len(VARIANTS) * len(options.lengths), unit="training", disable=None) as bar:
         for length in options.lengths:
             for variant in VARIANTS:
                 bar.set_description(f"{variant}, T = {length}")
-                results[variant].append(memory.learn(variant, length, **settings))
+                results[variant].append(memory.learn(variant, length, tx=tx, **settings))
                 bar.update()
     seconds = time.perf_counter() - start
     print(

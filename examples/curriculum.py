@@ -9,6 +9,7 @@ look at those once, at the end.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,6 +56,11 @@ class Regime:
     learning_rate: float
     max_steps: int
 
+    @cached_property
+    def tx(self) -> optax.GradientTransformation:
+        """One for all runs: a new one would be compiled anew."""
+        return optax.chain(training.clip_grad_norm(1.0), optax.adam(self.learning_rate))
+
     def fresh(self, rng: np.random.Generator, stage: int) -> Batch:
         """Sequences of every length up to the stage's, which is also what all are padded to."""
         longest = self.stages[stage]
@@ -73,7 +79,7 @@ class Run:
     model: TokenClassifier
     accuracies: list[float] = dataclasses.field(default_factory=list)  # of each step's batch
     ends: list[int] = dataclasses.field(default_factory=list)  # the step at which each stage ended
-    seconds: float = float("nan")  # compilation included
+    seconds: float = float("nan")  # with what had to be compiled
     right: int = 0  # test sequences
 
     @property
@@ -86,8 +92,7 @@ def learn(cell: str, seed: int, regime: Regime, tell: Callable[[int], object]) -
     start = time.perf_counter()
     rng = np.random.default_rng((seed, 0))
     model = TokenClassifier(cell, regime.vocabulary, regime.hidden_size, rngs=nnx.Rngs(seed))
-    tx = optax.chain(training.clip_grad_norm(1.0), optax.adam(regime.learning_rate))
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, regime.tx, wrt=nnx.Param)
     run = Run(cell, seed, model)
     for stage in range(len(regime.stages)):
         count, needed = DONE if stage + 1 == len(regime.stages) else MASTERED

@@ -86,6 +86,18 @@ class Result:
         return f"{self.median:.0%} ({100 * low:.0f} to {100 * high:.0f})"
 
 
+@nnx.jit
+@nnx.vmap
+def step(model: RNNComparison, optimizer: nnx.Optimizer, batch: Batch) -> training.Scores:
+    return training.train_step(model, optimizer, batch)
+
+
+@nnx.jit
+@nnx.vmap
+def score(model: RNNComparison, batch: Batch) -> jax.Array:
+    return training.accuracy(model(batch.inputs), batch.labels)
+
+
 def learn(
     variant: Variant,
     length: int,
@@ -94,25 +106,17 @@ def learn(
     steps: int,
     batch_size: int,
     hidden_size: int,
-    learning_rate: float,
+    tx: optax.GradientTransformation,
 ) -> Result:
-    """Trains `seeds` models at once, each from weights and on sequences of its own."""
-    tx = optax.chain(training.clip_grad_norm(1.0), optax.adam(learning_rate))
+    """Trains `seeds` models at once, each from weights and on sequences of its own.
+
+    With the same `tx` for every variant, what two of them share is compiled once.
+    """
 
     @nnx.vmap
     def new(key: jax.Array) -> tuple[RNNComparison, nnx.Optimizer]:
         model = variant.new(hidden_size, length, nnx.Rngs(key))
         return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
-
-    @nnx.jit
-    @nnx.vmap
-    def step(model: RNNComparison, optimizer: nnx.Optimizer, batch: Batch) -> training.Scores:
-        return training.train_step(model, optimizer, batch)
-
-    @nnx.jit
-    @nnx.vmap
-    def score(model: RNNComparison, batch: Batch) -> jax.Array:
-        return training.accuracy(model(batch.inputs), batch.labels)
 
     def drawn(count: int, seed: data.Seed) -> Batch:
         """New sequences for every seed; the same for every variant."""

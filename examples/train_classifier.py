@@ -21,7 +21,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import curriculum
 import numpy as np
@@ -52,7 +52,9 @@ class Options:
     epochs: int = 30
     """Steps of the notebook's experiment, each on its whole training set."""
     solve: bool = False
-    """Then train an LSTM, a GRU and an RNN until they can do it."""
+    """Then train other models, in another way, until they can do it."""
+    cells: tuple[Literal["LSTM", "GRU", "RNN"], ...] = ("LSTM", "GRU", "RNN")
+    """What to solve it with."""
     seeds: int = 3
     """How many times to solve it with each cell."""
     stages: tuple[int, ...] = (2, 5, 10, 20)
@@ -79,6 +81,7 @@ class Options:
         for name in ("epochs", "seeds", "max_steps", "batch_size", "hidden_size"):
             require(getattr(self, name) >= 1, name, "1 or more")
         rising = sorted({0, *self.stages}) == [0, *self.stages]
+        require(len({*self.cells}) == len(self.cells) > 0, "cells", "one or more, each once")
         require(rising and self.stages[-1:] == (20,), "stages", "rising from 1 or more to 20")
         require(0 < self.learning_rate < float("inf"), "learning_rate", "more than 0")
         if importlib.util.find_spec("torch") is None:
@@ -255,10 +258,9 @@ def solve(options: Options, validation: Batch) -> Path:
         f"Adam at {regime.learning_rate}, {regime.max_steps} steps at most."
     )
     runs = []
-    cells = ("LSTM", "GRU", "RNN")
-    total = len(cells) * options.seeds
+    total = len(options.cells) * options.seeds
     with tqdm(unit="step", disable=None) as bar:
-        for cell in cells:
+        for cell in options.cells:
             for seed in range(options.seeds):
                 bar.set_description(f"{cell}, run {len(runs) + 1} of {total}")
                 run = curriculum.learn(cell, seed, regime, bar.update)
@@ -273,8 +275,8 @@ def solve(options: Options, validation: Batch) -> Path:
             f"  {run.cell:<6}{run.seed:>4}{f'{run.right} of {count}':>19}{stages:>9}"
             f"{run.steps:>8}{run.seconds:>10.1f}"
         )
-    print("  Seconds with compilation, one shape for each stage.\n")
-    for cell in cells:
+    print("  Seconds of the first seed with compilation, one shape for each stage.\n")
+    for cell in options.cells:
         mine = [run for run in runs if run.cell == cell]
         solved = sum(run.right == count for run in mine)
         print(
