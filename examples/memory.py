@@ -143,7 +143,7 @@ def rules(results: Results) -> list[str]:
     opened = [results[Variant(cell, open_gates=True)] for cell in ("LSTM", "GRU")]
     return [
         '"Short sequences (<20): RNN might be sufficient"',
-        *_short([result for result in rnn if result.length < 20]),
+        *_short(rnn),
         '"Long sequences (>50): LSTM or GRU"',
         *_long("as PyTorch initialises them", rnn, [lstm, gru]),
         *_long("with gates open at first", rnn, opened),
@@ -153,12 +153,16 @@ def rules(results: Results) -> list[str]:
     ]
 
 
-def _short(short: Sequence[Result]) -> list[str]:
+def _short(rnn: Sequence[Result]) -> list[str]:
+    short = [result for result in rnn if result.length < 20]
     if not short:
-        return ["  not tested: no length below 20"]
-    verdict = "confirmed" if all(r.median >= LEARNT for r in short) else "not confirmed"
-    told = ", ".join(f"{r} at T = {r.length}" for r in short)
-    return [f"  {verdict}: the RNN gets {told}"]
+        verdict = "not tested: no length below 20"
+    elif all(result.median >= LEARNT for result in short):
+        verdict = "confirmed"
+    else:
+        verdict = "not confirmed"
+    told = ", ".join(f"T = {result.length}: {result.median:.0%}" for result in rnn)
+    return [f"  {verdict}", f"    RNN at {told}"]
 
 
 def _long(named: str, rnn: Sequence[Result], gated: Sequence[Sequence[Result]]) -> list[str]:
@@ -167,14 +171,14 @@ def _long(named: str, rnn: Sequence[Result], gated: Sequence[Sequence[Result]]) 
         if plain.length <= 50:
             continue
         best = max(others, key=lambda result: result.median)
-        if best.accuracies.min() > plain.accuracies.max() and best.median >= LEARNT:
-            verdict = "confirmed"
+        if best.median >= LEARNT and best.accuracies.min() > plain.accuracies.max():
+            verdict = f"confirmed: {best.variant.cell}"
         elif max(best.median, plain.median) < LEARNT:
-            verdict = "not confirmed, none learns it"
+            verdict = "not confirmed: none learns it in the steps it has"
         else:
-            verdict = "not confirmed"
-        told = ", ".join(f"{r.variant.cell} {r}" for r in (plain, *others))
-        lines.append(f"  {named}, T = {plain.length}: {verdict}: {told}")
+            verdict = "not confirmed: not all gated runs are better than all of the RNN"
+        told = ", ".join(f"{result.variant.cell} {result}" for result in (plain, *others))
+        lines += [f"  {named}, T = {plain.length}: {verdict}", f"    {told}"]
     return lines or [f"  {named}: not tested: no length above 50"]
 
 
@@ -186,10 +190,10 @@ def _first(named: str, candidates: Sequence[Sequence[Result]]) -> list[str]:
         return learnt, float(np.mean([result.median for result in results]))
 
     ranked = sorted(candidates, key=merit, reverse=True)
-    told = "; ".join(
-        f"{results[0].variant.cell} {merit(results)[0]} of {len(results)} lengths, "
-        f"{merit(results)[1]:.0%} in the mean"
+    told = ", ".join(
+        f"{results[0].variant.cell} {merit(results)[0]} of {len(results)} ({merit(results)[1]:.0%})"
         for results in ranked
     )
-    verdict = "confirmed" if ranked[0][0].variant.cell == "GRU" else "not confirmed"
-    return [f"  {named}: {verdict}: {told}"]
+    best = ranked[0][0].variant.cell
+    verdict = "confirmed" if best == "GRU" else f"corrected: {best} first"
+    return [f"  {named}: {verdict}", f"    lengths learnt (mean accuracy): {told}"]

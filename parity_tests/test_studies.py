@@ -114,18 +114,18 @@ def test_compare_cells(tmp_path):
     small = ["--seeds", 2, "--lengths", 3, "--steps", 2, "--batch-size", 4, "--hidden-size", 3]
     output = finished("compare_cells", *small, "--out", tmp_path / "new")
     for cell, count in (("RNN", 6402), ("LSTM", 25218), ("GRU", 18946)):
-        sizes, losses, gradient, trained = numbers(output, f"{cell}  ")[:4]
+        sizes, losses, gradient, trained, steps = numbers(output, f"{cell}  ")
         assert sizes[:6] == [count, count, 16, 2, 16, 2]
         assert sizes[6] < 1e-6
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
         assert losses[2] == pytest.approx(losses[3], rel=1e-4)
         first, last, factor = gradient
         assert factor == pytest.approx((first / last) ** (1 / 49), abs=0.01)
-        median, low, high, steps = trained
+        median, low, high = trained
         assert low <= median <= high
-        assert steps == 2
+        assert steps == [2]
     for cell in ("LSTM", "GRU"):
-        opened, _ = numbers(output, f"{cell}, gates open")
+        opened, *_ = numbers(output, f"{cell}, gates open")
         assert opened[2] > 0.9  # the gradient fades far less with each step back
     assert numbers(output, "JAX and PyTorch apart, of any step's norm")[0][0] < 1e-3
     assert output.count("not tested: no length above 50") == 2
@@ -151,21 +151,29 @@ def test_rules_of_thumb_follow_the_results():
     import memory
 
     poor, good = (0.5, 0.5), (0.98, 0.98)
-    told = memory.rules(
-        results(RNN=(0.98, 0.5), LSTM=poor, GRU=good, LSTM_open=good, GRU_open=poor)
-    )
-    assert told[1] == "  confirmed: the RNN gets 98% (97 to 99) at T = 10"
-    assert told[3].startswith("  as PyTorch initialises them, T = 100: confirmed: RNN 50%")
-    assert told[4].startswith("  with gates open at first, T = 100: confirmed: ")
-    assert told[6].startswith("  as PyTorch initialises them: confirmed: GRU 2 of 2")
-    assert told[7].startswith("  with gates open at first: not confirmed: LSTM 2 of 2")
 
-    told = memory.rules(results(RNN=poor, LSTM=poor, GRU=poor, LSTM_open=poor, GRU_open=good))
-    assert told[1].startswith("  not confirmed: the RNN gets 50% (49 to 51)")
-    assert "T = 100: not confirmed, none learns it: " in told[3]
-    assert "T = 100: confirmed: " in told[4]
-    told = memory.rules(results(RNN=good, LSTM=good, GRU=poor, LSTM_open=good, GRU_open=good))
-    assert "T = 100: not confirmed: " in told[3]  # the RNN is as good
+    def told(**accuracies):
+        lines = [line.strip() for line in memory.rules(results(**accuracies))]
+        assert sum(line.startswith('"') for line in lines) == 3
+        return lines
+
+    lines = told(RNN=(0.98, 0.5), LSTM=poor, GRU=good, LSTM_open=good, GRU_open=poor)
+    assert lines[1:3] == ["confirmed", "RNN at T = 10: 98%, T = 100: 50%"]
+    assert lines[4] == "as PyTorch initialises them, T = 100: confirmed: GRU"
+    assert lines[5] == "RNN 50% (49 to 51), LSTM 50% (49 to 51), GRU 98% (97 to 99)"
+    assert lines[6] == "with gates open at first, T = 100: confirmed: LSTM"
+    assert lines[9] == "as PyTorch initialises them: confirmed"
+    assert lines[10] == "lengths learnt (mean accuracy): GRU 2 of 2 (98%), RNN 1 of 2 (74%), " + (
+        "LSTM 0 of 2 (50%)"
+    )
+    assert lines[11] == "with gates open at first: corrected: LSTM first"
+
+    lines = told(RNN=poor, LSTM=poor, GRU=poor, LSTM_open=poor, GRU_open=good)
+    assert lines[1] == "not confirmed"
+    assert lines[4].endswith("T = 100: not confirmed: none learns it in the steps it has")
+    assert lines[6].endswith("T = 100: confirmed: GRU")
+    lines = told(RNN=good, LSTM=good, GRU=poor, LSTM_open=good, GRU_open=good)
+    assert "T = 100: not confirmed: not all gated runs are better" in lines[4]
 
 
 @pytest.mark.parametrize("name", NAMES)
