@@ -16,14 +16,16 @@ def make_folder(path: Path) -> None:
         raise ValueError(f"--out {path} cannot be written to.")
 
 
-def new_figure(panels: int, title: str) -> tuple[Any, Any]:
-    """A figure that needs no screen, and its axes, side by side."""
+def new_figure(panels: int, title: str, rows: int = 1) -> tuple[Any, Any]:
+    """A figure that needs no screen, and its axes, side by side, in one row or several."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, panels, figsize=(5.4 * panels, 4.4), layout="constrained")
+    figure, axes = plt.subplots(
+        rows, panels, figsize=(5.4 * panels, 4.4 * rows), layout="constrained"
+    )
     figure.suptitle(title)
     return figure, axes
 

@@ -1,0 +1,197 @@
+"""`examples/train_classifier.py` and `compare_cells.py` as a user runs them, and their parts."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = ["train_classifier", "compare_cells"]
+
+
+@pytest.fixture(autouse=True)
+def examples_importable(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+def run(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+
+
+def finished(name, *arguments):
+    result = run(name, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""  # no progress bar where there is no terminal
+    return result.stdout
+
+
+def numbers(output, beginning):
+    """The numbers of each line that begins so."""
+    lines = [line.strip() for line in output.splitlines() if line.strip().startswith(beginning)]
+    assert lines, f"no line begins with {beginning!r}"
+    number = r"(?<!\w)-?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?"
+    return [
+        [float(n.replace(",", "")) for n in re.findall(number, line.removeprefix(beginning))]
+        for line in lines
+    ]
+
+
+def assert_png(path):
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert path.stat().st_size > 10_000
+
+
+def test_train_classifier(tmp_path):
+    small = [
+        "--epochs",
+        2,
+        "--solve",
+        "--cells",
+        "GRU",
+        "--seeds",
+        1,
+        "--stages",
+        20,
+        "--max-steps",
+        3,
+    ]
+    small += ["--batch-size", 8, "--hidden-size", 4]
+    output = finished("train_classifier", *small, "--out", tmp_path / "new")
+    assert numbers(output, "training  ") == [[800, 416]]
+    assert numbers(output, "validation  ") == [[200, 95]]
+    assert numbers(output, "parameters") == [[60098]]
+    # Lines of PyTorch's and JAX's training loss, training accuracy, validation loss and accuracy.
+    rows = numbers(output, "1   ")
+    (masked, unmasked) = (np.reshape(row, (4, 2)) for row in rows)
+    assert masked[0, 0] != masked[0, 1]
+    np.testing.assert_allclose(unmasked[:, 0], unmasked[:, 1], rtol=0, atol=2e-4)
+    ((training, validation),) = (row[-2:] for row in numbers(output, "dropout 0.0"))
+    assert max(training, validation) < 1e-5
+    for name, accuracy in zip(("PyTorch ", "JAX "), masked[3], strict=True):
+        ((right, share),) = (row for row in numbers(output, name) if len(row) == 2)
+        assert share == right / 200 == accuracy
+    assert output.count("no better than guessing") == 2
+    ran, summary = numbers(output, "GRU ")
+    assert ran[0] == 0
+    assert ran[2:6] == [200, 0, 1, 3]  # of 200, no stage of 1 ended, 3 steps
+    assert summary[:4] == [200, 0, 1, 3]
+    assert_png(tmp_path / "new" / "as_written.png")
+    assert_png(tmp_path / "new" / "solved.png")
+
+
+def test_a_curriculum_ends_when_its_own_batches_are_right():
+    import curriculum
+
+    regime = curriculum.Regime(
+        vocabulary=4,
+        stages=(2, 3),
+        batch_size=64,
+        hidden_size=16,
+        learning_rate=1e-2,
+        max_steps=500,
+    )
+    batch = regime.fresh(np.random.default_rng(0), stage=1)
+    assert batch.inputs.shape == (64, 3)
+    assert set(batch.lengths) == {1, 2, 3}
+    np.testing.assert_array_equal((batch.inputs > 0).sum(axis=1), batch.lengths)
+    np.testing.assert_array_equal(batch.inputs.sum(axis=1) % 2, batch.labels)
+
+    told = []
+    learnt = curriculum.learn("GRU", 0, regime, told.append)
+    assert len(learnt.ends) == 2
+    assert learnt.ends[-1] == learnt.steps == sum(told) < 500
+    assert learnt.accuracies[-20:] == [1.0] * 20
+
+
+def test_compare_cells(tmp_path):
+    small = ["--seeds", 2, "--lengths", 3, "--steps", 2, "--batch-size", 4, "--hidden-size", 3]
+    output = finished("compare_cells", *small, "--out", tmp_path / "new")
+    for cell, count in (("RNN", 6402), ("LSTM", 25218), ("GRU", 18946)):
+        sizes, losses, gradient, trained, steps = numbers(output, f"{cell}  ")
+        assert sizes[:6] == [count, count, 16, 2, 16, 2]
+        assert sizes[6] < 1e-6
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        assert losses[2] == pytest.approx(losses[3], rel=1e-4)
+        first, last, factor = gradient
+        assert factor == pytest.approx((first / last) ** (1 / 49), abs=0.01)
+        median, low, high = trained
+        assert low <= median <= high
+        assert steps == [2]
+    for cell in ("LSTM", "GRU"):
+        opened, *_ = numbers(output, f"{cell}, gates open")
+        assert opened[2] > 0.9  # the gradient fades far less with each step back
+    assert numbers(output, "JAX and PyTorch apart, of any step's norm")[0][0] < 1e-3
+    assert output.count("not tested: no length above 50") == 2
+    assert_png(tmp_path / "new" / "compare_cells.png")
+
+
+def results(**accuracies):
+    """For each variant at T = 10 and T = 100; names as `LSTM` or `LSTM_open`."""
+    from memory import Result, Variant
+
+    made = {}
+    for name, values in accuracies.items():
+        cell, _, opened = name.partition("_")
+        variant = Variant(cell, bool(opened))
+        made[variant] = [
+            Result(variant, length, np.array([value - 0.01, value, value + 0.01]), 5)
+            for length, value in zip((10, 100), values, strict=True)
+        ]
+    return made
+
+
+def test_rules_of_thumb_follow_the_results():
+    import memory
+
+    poor, good = (0.5, 0.5), (0.98, 0.98)
+
+    def told(**accuracies):
+        lines = [line.strip() for line in memory.rules(results(**accuracies))]
+        assert sum(line.startswith('"') for line in lines) == 3
+        return lines
+
+    lines = told(RNN=(0.98, 0.5), LSTM=poor, GRU=good, LSTM_open=good, GRU_open=poor)
+    assert lines[1:3] == ["confirmed", "RNN at T = 10: 98%, T = 100: 50%"]
+    assert lines[4] == "as PyTorch initialises them, T = 100: confirmed: GRU"
+    assert lines[5] == "RNN 50% (49 to 51), LSTM 50% (49 to 51), GRU 98% (97 to 99)"
+    assert lines[6] == "with gates open at first, T = 100: confirmed: LSTM"
+    assert lines[9] == "as PyTorch initialises them: confirmed"
+    assert lines[10] == "lengths learnt (mean accuracy): GRU 2 of 2 (98%), RNN 1 of 2 (74%), " + (
+        "LSTM 0 of 2 (50%)"
+    )
+    assert lines[11] == "with gates open at first: corrected: LSTM first"
+
+    lines = told(RNN=poor, LSTM=poor, GRU=poor, LSTM_open=poor, GRU_open=good)
+    assert lines[1] == "not confirmed"
+    assert lines[4].endswith("T = 100: not confirmed: none learns it in the steps it has")
+    assert lines[6].endswith("T = 100: confirmed: GRU")
+    lines = told(RNN=good, LSTM=good, GRU=poor, LSTM_open=good, GRU_open=good)
+    assert "T = 100: not confirmed: not all gated runs are better" in lines[4]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_and_wrong_options_take_one_sentence(name, tmp_path):
+    shown = finished(name, "--help")
+    assert "--batch-size" in shown
+    assert "--out" in shown
+    (tmp_path / "file").touch()
+    wrong = {
+        "train_classifier": (["--stages", "5", "10"], "--stages must be rising from 1 or more to "),
+        "compare_cells": (["--lengths", "20", "10"], "--lengths must be rising, from 2 or more, "),
+    }[name]
+    for arguments, sentence in [
+        wrong,
+        (["--out", tmp_path / "file"], f"--out {tmp_path / 'file'} cannot be made: File exists."),
+    ]:
+        result = run(name, *arguments)
+        assert result.returncode == 1
+        assert result.stderr.strip().startswith(sentence)
+        assert len(result.stderr.splitlines()) == 1
+        assert result.stdout == ""
