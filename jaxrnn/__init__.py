@@ -1,7 +1,8 @@
 """PyTorch's recurrent networks in JAX: RNN, LSTM, GRU and their cells as Flax modules.
 
     cells         one step: pointwise cells, and the weights around them
-    strategies    one cell over time, in one direction: Reference, Scan
+    strategies    one cell over time: Reference, Scan, Native, Checkpoint, Shooting
+    native        the CPU kernel of Native, in C++
     layers        directions, lengths and stacked layers: plain functions on plain pytrees
     modules       RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell for `flax.nnx`
     checks        what the modules refuse, and the sentence for each
@@ -15,7 +16,7 @@
     data          padding, batching, splitting, synthetic tasks: NumPy alone
     training      loss, clipping, train step, evaluation, fit: runs that survive
 
-Imports point one way: cells <- strategies <- layers <- modules <- models, and checks below modules.
+Imports point one way: cells <- checks <- strategies <- layers <- modules <- models.
 """
 
 from jaxrnn import cells, layers, strategies

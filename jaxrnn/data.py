@@ -178,6 +178,34 @@ def plan(
     return batches
 
 
+def bucket_edges(lengths: ArrayLike, count: int) -> list[int]:
+    """Numbers of steps to pad to, with about as many items up to each as to the next.
+
+    Args:
+        lengths: (N,) integers, the steps of each item.
+        count: of buckets at most; quantiles that coincide are one.
+
+    Returns:
+        The rising `buckets` of `plan` and `batches`; the last is the longest length.
+
+    Raises:
+        ValueError: for no lengths at all, or a `count` below 1.
+
+    Example:
+        >>> from jaxrnn import data
+        >>> data.bucket_edges([1, 2, 2, 3, 5, 9], count=3)
+        [2, 4, 9]
+    """
+    lengths = np.asarray(lengths)
+    if lengths.size == 0 or count < 1:
+        raise ValueError(
+            "`bucket_edges` needs at least one length and one bucket, "
+            f"got {lengths.size} and {count}."
+        )
+    quantiles = np.quantile(lengths, np.arange(1, count + 1) / count)
+    return sorted({int(edge) for edge in np.ceil(quantiles)})
+
+
 def batches(
     sequences: Sequence[ArrayLike],
     labels: ArrayLike,

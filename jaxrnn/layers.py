@@ -64,7 +64,6 @@ def stack(
         ((7, 5, 8), (2, 5, 4), 0.0)
     """
     _check(weights, x, carry, lengths)
-    run = strategies.default() if strategy is None else strategy
     mask = None
     if lengths is not None:
         mask = step_mask(lengths, x.shape[0])
@@ -77,6 +76,7 @@ def stack(
         outputs = []
         for reverse, w in enumerate(directions):
             initial = tuple(c[len(last)] for c in carry)
+            run = strategy or strategies.default(cell, w, x, initial)
             ys, final = run(
                 cell,
                 w,

@@ -11,13 +11,21 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxrnn import cells, strategies
+from jaxrnn import cells, native, strategies
 from jaxrnn.cells import Weights
 
+needs_kernel = pytest.mark.skipif(
+    not native.load(), reason="jaxrnn was installed without a C++ compiler: there is no CPU kernel"
+)
 STRATEGIES = {
     "Reference": strategies.Reference(),
     "Scan": strategies.Scan(),
     "Scan(unroll=3)": strategies.Scan(unroll=3),
+    "Native": strategies.Native(),
+    "Checkpoint": strategies.Checkpoint(steps=4),
+    # With as many sweeps as chunks, so that no answer is the sequential one.
+    "Shooting": strategies.Shooting(4, strategies.Scan(), burn_in=1, max_sweeps=4),
+    "Shooting(Native)": strategies.Shooting(4, strategies.Native(), burn_in=1, max_sweeps=4),
 }
 
 
@@ -46,9 +54,40 @@ MASKS = {
 }
 
 every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS.keys())
-every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES.keys())
+
+
+def marks(name):
+    return [needs_kernel] if "Native" in name else []
+
+
+def each(names):
+    cases = [pytest.param(STRATEGIES[name], id=name, marks=marks(name)) for name in names]
+    return pytest.mark.parametrize("strategy", cases)
+
+
+every_strategy = each(STRATEGIES)
 # The oracle's derivatives are JAX's own, and unrolling changes none of what these tests look at.
-every_fast_strategy = pytest.mark.parametrize("strategy", [strategies.Scan()], ids=repr)
+every_fast_strategy = each(["Scan", "Native"])
+# Of what is the rule's own and long to check, Shooting gets the two cells that matter most.
+fast_by_cell = pytest.mark.parametrize(
+    ("strategy", "cell"),
+    [
+        pytest.param(STRATEGIES[name], cell, id=f"{name}, {cell.name}", marks=marks(name))
+        for name in ("Scan", "Native", "Shooting", "Shooting(Native)")
+        for cell in CELLS.values()
+        if "Shooting" not in name or cell in (cells.gru, cells.lstm)
+    ],
+)
+
+
+def runs_the_kernel(strategy):
+    return strategies.Native() in (strategy, getattr(strategy, "inner", None))
+
+
+def skip_if_refused(strategy, cell, projected=False):
+    """What Native does not run it refuses, in a test of its own."""
+    if runs_the_kernel(strategy) and (cell is CELLS["user"] or projected):
+        pytest.skip("Native runs PyTorch's cells, without projections")
 
 
 def arguments(cell, *, bias=True, projected=False, steps=T, batch=B, dtype=np.float64, seed=0):
@@ -120,8 +159,10 @@ def expected(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 @every_strategy
 def test_values_and_derivatives_are_the_references(strategy, variant):
+    cell, options = VARIANTS[variant]
+    skip_if_refused(strategy, cell, **{k: v for k, v in options.items() if k == "projected"})
     call, wanted = expected(variant)
-    run = jax.jit(partial(everything, strategy, VARIANTS[variant][0]))
+    run = jax.jit(partial(everything, strategy, cell))
     for name, mask in MASKS.items():
         assert_close(run(*call, mask), wanted[name])
 
@@ -147,6 +188,7 @@ def test_the_oracle_is_a_loop_written_out():
 @every_cell
 @every_fast_strategy
 def test_derivatives_to_second_order_in_both_modes(strategy, cell, mask):
+    skip_if_refused(strategy, cell)
     args = arguments(cell, steps=3, seed=2)
     mask = None if mask is None else mask[:3]
     cotangents = cotangents_for(strategy, cell, mask, args)
@@ -154,11 +196,11 @@ def test_derivatives_to_second_order_in_both_modes(strategy, cell, mask):
     check_grads(loss, args, order=2, modes=["fwd", "rev"], atol=1e-5, rtol=1e-5)
 
 
-@every_cell
-@every_fast_strategy
+@fast_by_cell
 def test_hessians_of_every_order_of_modes_are_the_references(strategy, cell):
     """Over all weights at once, projections and biases included."""
-    projected = cell is cells.lstm
+    skip_if_refused(strategy, cell)
+    projected = cell is cells.lstm and not runs_the_kernel(strategy)
     weights, x, carry = arguments(cell, projected=projected, steps=3)
     mask = MASKS["lengths"][:3]
     cotangents = cotangents_for(strategy, cell, mask, (weights, x, carry))
@@ -178,9 +220,9 @@ def test_hessians_of_every_order_of_modes_are_the_references(strategy, cell):
         assert_close(hessian, wanted, 1e-12)
 
 
-@every_cell
-@every_fast_strategy
+@fast_by_cell
 def test_vmap_over_inputs_weights_and_everything(strategy, cell):
+    skip_if_refused(strategy, cell)
     several = [arguments(cell, seed=seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
     mask = MASKS["lengths"]
@@ -214,7 +256,7 @@ def test_empty_and_smallest_shapes(strategy, steps, batch):
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@every_strategy
+@each(["Reference", "Scan", "Checkpoint"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_products_keep_wide_carries(strategy, dtype):
     weights, x, carry = arguments(cells.lstm, dtype=np.float32)

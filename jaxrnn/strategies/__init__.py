@@ -17,42 +17,26 @@ Strategies are frozen dataclasses that carry their own options. A named one runs
 `strategy=None` chooses, by `default`.
 
     Reference   plain `lax.scan` and JAX's own derivative: the oracle
-    Scan        `lax.scan` with one derivative rule for every cell: the default
+    Scan        `lax.scan` with one derivative rule for every cell, on every platform
+    Native      a C++ kernel for the whole sequence, on a CPU
+    Checkpoint  another strategy in chunks of time, in little memory
+    Shooting    any of them on chunks of the sequence side by side: for long ones and few rows
 """
 
-from typing import Protocol, runtime_checkable
-
-from jax import Array, lax
-
-from jaxrnn.cells import Carry, Cell, Weights
+from jaxrnn.strategies.checkpoint import Checkpoint
+from jaxrnn.strategies.choice import default
+from jaxrnn.strategies.contract import Strategy
+from jaxrnn.strategies.native import Native
 from jaxrnn.strategies.reference import Reference
 from jaxrnn.strategies.scan import Scan
+from jaxrnn.strategies.shooting import Shooting
 
-__all__ = ["Reference", "Scan", "Strategy", "default"]
-
-
-@runtime_checkable
-class Strategy(Protocol):
-    """What a strategy must be: callable as below, hashable, with a short repr."""
-
-    def __call__(
-        self,
-        cell: Cell,
-        weights: Weights,
-        x: Array,
-        carry: Carry,
-        mask: Array | None = None,
-        *,
-        precision: lax.PrecisionLike = None,
-    ) -> tuple[Array, Carry]: ...
-
-
-def default() -> Strategy:
-    """The strategy that `strategy=None` stands for.
-
-    Example:
-        >>> from jaxrnn import strategies
-        >>> strategies.default()
-        Scan(unroll=1)
-    """
-    return Scan()
+__all__ = [
+    "Checkpoint",
+    "Native",
+    "Reference",
+    "Scan",
+    "Shooting",
+    "Strategy",
+    "default",
+]

@@ -53,7 +53,9 @@ def fit(
     patience: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    until: Callable[[list[Record]], bool] | None = None,
     save_every: int | None = None,
+    save_epochs: int = 1,
     keep: int = 3,
     most_compilations: int = 32,
     log: Callable[[Record], None] | None = None,
@@ -82,7 +84,9 @@ def fit(
             ends with the best weights. None for all epochs, and the last weights.
         folder: where the run is kept; None for nowhere.
         resume: go on from the newest checkpoint in the folder, if there is one.
-        save_every: steps between checkpoints, besides those at the end of each epoch.
+        until: asked with all records before each epoch; True ends the run.
+        save_every: steps between checkpoints, besides those at the ends of epochs.
+        save_epochs: epochs from one checkpoint to the next; the end of the run has one always.
         keep: checkpoints; older ones are removed.
         most_compilations: how many shapes of batches to accept.
         log: called with each new record, to show progress.
@@ -118,6 +122,7 @@ def fit(
         ("epochs", epochs, 0),
         ("patience", patience, 1),
         ("save_every", save_every, 1),
+        ("save_epochs", save_epochs, 1),
         ("keep", keep, 1),
         ("most_compilations", most_compilations, 1),
     ):
@@ -134,7 +139,13 @@ def fit(
         run.open(None if folder is None else Path(folder), resume)
         model.train()
         while run.epoch < epochs and not run.stale(patience):
+            if until is not None and until(run.metrics.records):
+                break
             run.train_epoch(save_every, validation)
+            if run.epoch % save_epochs == 0:
+                run.save()
+        if run.saved != (run.epoch, run.step):
+            run.save()
     finally:
         run.metrics.close()
     if patience is not None and run.best is not None:

@@ -44,6 +44,7 @@ class Run:
     best_weights: Any = None
     compilations: int = 0
     shapes: set[Any] = dataclasses.field(default_factory=set)
+    saved: tuple[int, int] = (0, 0)  # the epoch and the step of the last checkpoint
 
     def open(self, folder: Path | None, resume: bool) -> None:
         """Starts in a folder without a run, or where the run in it stood."""
@@ -84,7 +85,7 @@ class Run:
         return self.epoch - self.best[0] > patience
 
     def train_epoch(self, save_every: int | None, validation: Sequence[Batch] | None) -> None:
-        """What is left of an epoch, its validation and its checkpoint."""
+        """What is left of an epoch, and its validation."""
         batches = list(self.data(self.epoch))
         if not batches:
             raise ValueError(f"`fit(data)` gave no batches for epoch {self.epoch}.")
@@ -97,13 +98,13 @@ class Run:
         if validation is not None:
             self._validate(validation)
         self.epoch, self.position = self.epoch + 1, 0
-        self.save()
 
     def save(self) -> None:
-        """Writes a checkpoint, if there is a folder."""
+        """Checks the parameters, and writes a checkpoint if there is a folder."""
         for name, array in state.host(nnx.state(self.model, nnx.Param)).items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
                 self._stop(f"`{name}` was not finite after step {self.step}")
+        self.saved = self.epoch, self.step
         if self.folder is None:
             return
         notes = {
@@ -192,6 +193,7 @@ class Run:
         self.metrics = Metrics(metrics, Mark(*notes["metrics"]))
         self.epoch, self.position, self.step = notes["epoch"], notes["position"], notes["step"]
         self.best = notes["best"] and tuple(notes["best"])
+        self.saved = self.epoch, self.step
         self._restore(loaded)
 
     def _check_data(self, path: Path, epoch: int, number: int, digest: str) -> None:

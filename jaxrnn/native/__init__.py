@@ -1,0 +1,42 @@
+"""The CPU kernel behind `jaxrnn.strategies.Native`: C++ built by CMakeLists.txt, loaded when asked.
+
+The library exports two of XLA's foreign functions, `jaxrnn_forward` and `jaxrnn_adjoint`, and the
+names of the instruction sets that this machine has. Nothing here imports more than ctypes until
+`load` is called, and a package without the library works.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import jax
+
+FORWARD = "jaxrnn_forward"
+ADJOINT = "jaxrnn_adjoint"
+
+
+def path() -> Path | None:
+    """Where the library is, or None if jaxrnn was installed without a C++ compiler."""
+    found = [folder / f"jaxrnn_native{end}" for folder in _folders() for end in (".so", ".dylib")]
+    return next((p for p in found if p.exists()), None)
+
+
+def _folders() -> list[Path]:
+    return [Path(folder) for folder in __path__]
+
+
+@functools.cache
+def load() -> tuple[str, ...]:
+    """Registers the foreign functions, once, and names the builds: the best first.
+
+    Returns an empty tuple where there is no library.
+    """
+    where = path()
+    if where is None:
+        return ()
+    library = ctypes.CDLL(str(where))
+    for name in (FORWARD, ADJOINT):
+        capsule = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+    library.jaxrnn_builds.restype = ctypes.c_char_p
+    return tuple(library.jaxrnn_builds().decode().split(","))

@@ -1,0 +1,124 @@
+// Runs every build on odd shapes, with few and many threads, and compares them; for the sanitizers.
+#include <cmath>
+#include <cstdio>
+#include <random>
+
+#include "team.h"
+
+namespace {
+
+using namespace jaxrnn;
+
+constexpr CellKind kCells[] = {CellKind::rnn_tanh, CellKind::rnn_relu, CellKind::lstm, CellKind::gru};
+
+// Every task gets a thread of its own, as a pool with as many idle threads would run it.
+struct Threads {
+  explicit Threads(int count)
+      : pool{count, [this](std::function<void()> task) { running.emplace_back(std::move(task)); }} {}
+  ~Threads() {
+    for (std::thread& t : running) t.join();
+  }
+  std::vector<std::thread> running;
+  Pool pool;
+};
+
+struct Case {
+  CellKind cell;
+  Shape shape;
+  bool masked, bias;
+};
+
+template <class T>
+class Data {
+ public:
+  explicit Data(const Case& c) : case_(c), random_(7) {
+    const auto [steps, batch, inputs, hidden] = c.shape;
+    const int64_t rows = gates(c.cell) * hidden, all = steps * batch;
+    x = draw(all * inputs), w_ih = draw(rows * inputs);
+    // With larger weights a network amplifies rounding, and builds cannot agree.
+    w_hh = draw(rows * hidden, 0.5 / std::sqrt(double(hidden)));
+    b_ih = draw(rows), b_hh = draw(rows), h0 = draw(batch * hidden), c0 = draw(batch * hidden);
+    d_ys = draw(all * hidden), d_h = draw(batch * hidden), d_c = draw(batch * hidden);
+    for (int64_t i = 0; i < all; ++i) mask.push_back(random_() % 3 != 0);
+  }
+
+  // Everything that forward and adjoint compute, one after the other.
+  std::vector<T> run(const Build& build, int threads) const {
+    const auto [steps, batch, inputs, hidden] = case_.shape;
+    const int64_t rows = gates(case_.cell) * hidden, all = steps * batch, states = batch * hidden;
+    const bool lstm = case_.cell == CellKind::lstm;
+    std::vector<T> ys(size_t(all * hidden)), h(size_t(states), T(0)), c(size_t(states), T(0));
+    std::vector<T> saved(size_t(all * saved_gates(case_.cell) * hidden)), cs(size_t(all * hidden));
+    const uint8_t* m = case_.masked ? mask.data() : nullptr;
+    Forward<T> f{case_.cell, case_.shape, x.data(), w_ih.data(), w_hh.data(),
+                 case_.bias ? b_ih.data() : nullptr, case_.bias ? b_hh.data() : nullptr, h0.data(),
+                 lstm ? c0.data() : nullptr, m, ys.data(), h.data(), lstm ? c.data() : nullptr,
+                 gates(case_.cell) > 1 ? saved.data() : nullptr, lstm ? cs.data() : nullptr};
+    Threads workers(threads);
+    jaxrnn::run(build, f, workers.pool);
+    std::vector<T> dx(x.size()), dw_ih(size_t(rows * inputs)), dw_hh(size_t(rows * hidden));
+    std::vector<T> db_ih(static_cast<size_t>(rows)), db_hh(static_cast<size_t>(rows));
+    std::vector<T> dh0(size_t(states), T(0)), dc0(size_t(states), T(0));
+    Adjoint<T> a{case_.cell, case_.shape, x.data(), w_ih.data(), w_hh.data(), h0.data(),
+                 lstm ? c0.data() : nullptr, m, ys.data(), lstm ? cs.data() : nullptr, d_ys.data(), d_h.data(),
+                 lstm ? d_c.data() : nullptr, saved.data(), dx.data(), dw_ih.data(), dw_hh.data(), db_ih.data(),
+                 db_hh.data(), dh0.data(), lstm ? dc0.data() : nullptr};
+    Threads others(threads);
+    jaxrnn::run(build, a, others.pool);
+    std::vector<T> everything;
+    for (const auto* part : {&ys, &h, &c, &dx, &dw_ih, &dw_hh, &db_ih, &db_hh, &dh0, &dc0})
+      everything.insert(everything.end(), part->begin(), part->end());
+    return everything;
+  }
+
+ private:
+  std::vector<T> draw(int64_t n, double spread = 0.3) {
+    std::normal_distribution<T> normal(0, T(spread));
+    std::vector<T> values(static_cast<size_t>(n));
+    for (T& v : values) v = normal(random_);
+    return values;
+  }
+
+  Case case_;
+  std::mt19937 random_;
+  std::vector<T> x, w_ih, w_hh, b_ih, b_hh, h0, c0, d_ys, d_h, d_c;
+  std::vector<uint8_t> mask;
+};
+
+template <class T>
+int check(const Case& c, double tolerance) {
+  const Data<T> data(c);
+  const std::vector<T> wanted = data.run(*builds().back(), 1);
+  int failures = 0;
+  for (const Build* build : builds())
+    for (int threads : {1, 2, 5}) {
+      const std::vector<T> got = data.run(*build, threads);
+      double worst = 0;
+      for (size_t i = 0; i < got.size(); ++i)
+        worst = std::fmax(worst, std::fabs(double(got[i] - wanted[i])) / (1 + std::fabs(double(wanted[i]))));
+      if (!(worst < tolerance)) {
+        std::printf("%s, cell %d, T %ld B %ld I %ld H %ld, %d threads: %g\n", build->name, int(c.cell),
+                    long(c.shape.steps), long(c.shape.batch), long(c.shape.inputs), long(c.shape.hidden), threads,
+                    worst);
+        ++failures;
+      }
+    }
+  return failures;
+}
+
+}  // namespace
+
+int main() {
+  // Small and odd shapes, and some that are worth several threads, by rows and by units.
+  const Shape shapes[] = {{5, 1, 3, 1},   {7, 5, 3, 17},  {4, 7, 1, 63},   {0, 2, 3, 4},    {1, 1, 1, 3},
+                          {6, 3, 33, 100}, {70, 2, 16, 64}, {9, 41, 20, 72}, {25, 3, 40, 300}};
+  int failures = 0, count = 0;
+  for (CellKind cell : kCells)
+    for (const Shape& shape : shapes)
+      for (bool masked : {false, true}) {
+        const Case c{cell, shape, masked, (count++ & 1) != 0};
+        failures += check<float>(c, 2e-4) + check<double>(c, 1e-12);
+      }
+  std::printf("%d cases, %d failures\n", count, failures);
+  return failures != 0;
+}

@@ -1,0 +1,162 @@
+// The kernels as XLA's foreign functions.
+#include <xla/ffi/api/ffi.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "team.h"
+
+namespace jaxrnn {
+namespace {
+
+namespace ffi = xla::ffi;
+
+const Build& build_named(int32_t index) {
+  static const std::vector<const Build*> found = builds();
+  return *found[size_t(index)];
+}
+
+Pool pool_of(ffi::ThreadPool& threads) {
+  const int64_t n = threads.num_threads();
+  return {n < 1 ? 1 : int(n), [&](std::function<void()> task) { threads.Schedule(std::move(task)); }};
+}
+
+// Absent operands come as arrays without elements.
+template <class T>
+T* data(const ffi::AnyBuffer& buffer) {
+  return buffer.element_count() == 0 ? nullptr : static_cast<T*>(buffer.untyped_data());
+}
+
+// What is larger than malloc's heap takes (32 MiB) is mapped anew for every call, and touching it
+// page by page can take a quarter of the time. In huge pages it is there at once; the two at the
+// ends are shared with the neighbours. A system without huge pages ignores it.
+void want_huge_pages(const ffi::AnyBuffer& buffer) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = uintptr_t(2) << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(buffer.untyped_data());
+  const uintptr_t from = begin / page * page;
+  const uintptr_t to = (begin + buffer.size_bytes() + page - 1) / page * page;
+  if (buffer.size_bytes() >= page / 2) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#else
+  (void)buffer;
+#endif
+}
+
+template <class F>
+ffi::Error guarded(F&& f) {
+  try {
+    f();
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("jaxrnn's kernel failed: ") + error.what());
+  }
+  return ffi::Error::Success();
+}
+
+template <class F>
+ffi::Error by_type(ffi::DataType type, F&& f) {
+  if (type == ffi::DataType::F32) return guarded([&] { f(float()); });
+  if (type == ffi::DataType::F64) return guarded([&] { f(double()); });
+  return ffi::Error::InvalidArgument("jaxrnn's kernel takes float32 and float64.");
+}
+
+Shape shape_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& h0) {
+  return {x.dimensions()[0], x.dimensions()[1], x.dimensions()[2], h0.dimensions()[1]};
+}
+
+using Out = ffi::Result<ffi::AnyBuffer>;
+using In = ffi::AnyBuffer;
+
+ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, In x, In w_ih, In w_hh, In b_ih,
+                   In b_hh, In h0, In c0, In mask, Out ys, Out h, Out c, Out saved, Out cs) {
+  return by_type(x.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    Forward<T> call{CellKind(cell), shape_of(x, h0),     data<T>(x),  data<T>(w_ih),  data<T>(w_hh),
+                    data<T>(b_ih),  data<T>(b_hh),       data<T>(h0), data<T>(c0),    data<uint8_t>(mask),
+                    data<T>(*ys),   data<T>(*h),         data<T>(*c), data<T>(*saved), data<T>(*cs)};
+    for (Out* result : {&ys, &saved, &cs}) want_huge_pages(**result);
+    run(build_named(build), call, pool_of(threads));
+  });
+}
+
+ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, In x, In w_ih, In w_hh, In h0, In c0,
+                   In mask, In ys, In cs, In, In d_ys, In d_h, In d_c, Out gates, Out dx, Out dw_ih,
+                   Out dw_hh, Out db_ih, Out db_hh, Out dh0, Out dc0) {
+  return by_type(x.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    Adjoint<T> call{CellKind(cell), shape_of(x, h0), data<T>(x),      data<T>(w_ih),  data<T>(w_hh),
+                    data<T>(h0),    data<T>(c0),     data<uint8_t>(mask), data<T>(ys), data<T>(cs),
+                    data<T>(d_ys),  data<T>(d_h),    data<T>(d_c),    data<T>(*gates), data<T>(*dx),
+                    data<T>(*dw_ih), data<T>(*dw_hh), data<T>(*db_ih), data<T>(*db_hh), data<T>(*dh0),
+                    data<T>(*dc0)};
+    want_huge_pages(*dx);
+    run(build_named(build), call, pool_of(threads));
+  });
+}
+
+}  // namespace
+}  // namespace jaxrnn
+
+#define JAXRNN_EXPORT extern "C" __attribute__((visibility("default")))
+JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_forward(XLA_FFI_CallFrame*);
+JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_adjoint(XLA_FFI_CallFrame*);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, jaxrnn::forward,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Attr<int32_t>("cell")
+                                  .Attr<int32_t>("build")
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_adjoint, jaxrnn::adjoint,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Attr<int32_t>("cell")
+                                  .Attr<int32_t>("build")
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>());
+
+// The instruction sets of this machine, the best first, separated by commas.
+JAXRNN_EXPORT const char* jaxrnn_builds() {
+  static const std::string names = [] {
+    std::string joined;
+    for (const jaxrnn::Build* build : jaxrnn::builds()) joined += (joined.empty() ? "" : ",") + std::string(build->name);
+    return joined;
+  }();
+  return names.c_str();
+}

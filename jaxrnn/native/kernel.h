@@ -1,0 +1,92 @@
+// What a kernel is given, and the table of kernels that each build of kernel.cc exports.
+//
+// Shapes, row-major: x (T, B, I), w_ih (G H, I), w_hh (G H, H), biases (G H), states (B, H),
+// mask (T, B), ys (T, B, H). PyTorch's gate order. A null pointer stands for what is absent.
+#pragma once
+
+#include <cstdint>
+
+namespace jaxrnn {
+
+enum class CellKind : int32_t { rnn_tanh = 0, rnn_relu = 1, lstm = 2, gru = 3 };
+
+struct Shape {
+  int64_t steps, batch, inputs, hidden;
+};
+
+constexpr int64_t gates(CellKind cell) {
+  return cell == CellKind::lstm ? 4 : cell == CellKind::gru ? 3 : 1;
+}
+
+// What the adjoint needs of each step besides ys: the LSTM's i, f, g, o; the GRU's r, z, n and
+// W_hn h + b_hn. In the adjoint the same array then holds the cotangents of the projections.
+constexpr int64_t saved_gates(CellKind cell) {
+  return cell == CellKind::lstm || cell == CellKind::gru ? 4 : 1;
+}
+
+template <class T>
+struct Forward {
+  CellKind cell;
+  Shape shape;
+  const T *x, *w_ih, *w_hh, *b_ih, *b_hh, *h0, *c0;
+  const uint8_t* mask;
+  T *ys, *h_last, *c_last;
+  T *saved, *cs;  // (T, B, 4 H) and (T, B, H); null in inference
+};
+
+template <class T>
+struct Adjoint {
+  CellKind cell;
+  Shape shape;
+  const T *x, *w_ih, *w_hh, *h0, *c0;
+  const uint8_t* mask;
+  const T *ys, *cs;
+  const T *d_ys, *d_h, *d_c;
+  T* gates;  // in: what was saved; out: cotangents of the projections
+  T *dx, *dw_ih, *dw_hh, *db_ih, *db_hh, *dh0, *dc0;  // dx may be null
+};
+
+// How `members` threads share the work: `groups` sets of rows, each walked by `parts` members that
+// own some of the units and wait for each other after every step.
+struct Plan {
+  int groups, parts;
+  int members() const { return groups * parts; }
+};
+
+// The rows of the batch in the order of their groups, and, with a mask, which steps there are.
+// A step is named by its index t B + b.
+struct Schedule {
+  const int32_t* order;     // (B)
+  const int32_t* begin;     // groups + 1
+  const int32_t* previous;  // (T B): the row's step before this one, or -1; null without a mask
+  const int32_t* steps;     // the steps where the mask is true; null without a mask
+  int64_t count;            // how many they are
+};
+
+// Memory and barriers shared by the members of one call. Out of line on purpose: kernel.cc is built
+// for several instruction sets and must not share inline functions between them.
+class Workspace;
+void* shared_memory(Workspace&, int slot);
+void* private_memory(Workspace&, int member, int64_t bytes);  // 64-byte aligned
+void wait_for_all(Workspace&);
+void wait_for_group(Workspace&, int group);
+
+constexpr int kSlots = 6;
+
+template <class T>
+struct Kernels {
+  // Bytes that each shared slot must have.
+  void (*forward_memory)(const Forward<T>&, const Plan&, int64_t (&bytes)[kSlots]);
+  void (*forward)(const Forward<T>&, const Plan&, const Schedule&, Workspace&, int member);
+  void (*adjoint_memory)(const Adjoint<T>&, const Plan&, int64_t (&bytes)[kSlots]);
+  void (*adjoint)(const Adjoint<T>&, const Plan&, const Schedule&, Workspace&, int member);
+};
+
+struct Build {
+  const char* name;
+  int rows;  // rows that one block of the product takes at once
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+}  // namespace jaxrnn

@@ -1,0 +1,159 @@
+#include "team.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+namespace jaxrnn {
+
+void* shared_memory(Workspace& work, int slot) { return work.shared_[size_t(slot)].get(); }
+
+void* private_memory(Workspace& work, int member, int64_t bytes) {
+  auto& own = work.private_[size_t(member)];
+  own.push_back(allocate(bytes));
+  return own.back().get();
+}
+
+void wait_for_all(Workspace& work) { work.all_.wait(); }
+void wait_for_group(Workspace& work, int group) { work.groups_[size_t(group)].wait(); }
+
+#if defined(__x86_64__)
+extern const Build build_avx512, build_avx2;
+#endif
+extern const Build build_portable;
+
+std::vector<const Build*> builds() {
+  std::vector<const Build*> found;
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    found.push_back(&build_avx512);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&build_avx2);
+#endif
+  found.push_back(&build_portable);
+  return found;
+}
+
+namespace {
+
+// Steps of each row, which of them precede which, and who walks which rows.
+struct Work {
+  std::vector<int32_t> order, begin, previous, steps;
+
+  Schedule schedule(const Shape& shape) const {
+    const bool masked = !previous.empty();
+    return {order.data(), begin.data(), masked ? previous.data() : nullptr, masked ? steps.data() : nullptr,
+            masked ? int64_t(steps.size()) : shape.steps * shape.batch};
+  }
+};
+
+Work plan_work(const Shape& shape, const uint8_t* mask, const Plan& plan) {
+  const int64_t batch = shape.batch;
+  std::vector<int64_t> length(size_t(batch), shape.steps);
+  Work work;
+  if (mask) {
+    std::fill(length.begin(), length.end(), 0);
+    std::vector<int32_t> last(size_t(batch), -1);
+    work.previous.assign(size_t(std::max<int64_t>(1, shape.steps * batch)), -1);
+    for (int64_t i = 0; i < shape.steps * batch; ++i) {
+      if (!mask[i]) continue;
+      const size_t b = size_t(i % batch);
+      work.previous[size_t(i)] = last[b];
+      last[b] = int32_t(i);
+      ++length[b];
+      work.steps.push_back(int32_t(i));
+    }
+  }
+  // Longest first, each to the group with the least to do.
+  std::vector<int32_t> longest(static_cast<size_t>(batch));
+  std::iota(longest.begin(), longest.end(), 0);
+  std::stable_sort(longest.begin(), longest.end(),
+                   [&](int32_t a, int32_t b) { return length[size_t(a)] > length[size_t(b)]; });
+  std::vector<std::vector<int32_t>> groups(static_cast<size_t>(plan.groups));
+  std::vector<int64_t> load(size_t(plan.groups), 0);
+  for (int32_t b : longest) {
+    size_t best = 0;
+    for (size_t g = 1; g < groups.size(); ++g)
+      if (std::make_pair(load[g], groups[g].size()) < std::make_pair(load[best], groups[best].size())) best = g;
+    groups[best].push_back(b);
+    load[best] += length[size_t(b)];
+  }
+  work.begin.push_back(0);
+  for (auto& group : groups) {
+    std::sort(group.begin(), group.end());
+    work.order.insert(work.order.end(), group.begin(), group.end());
+    work.begin.push_back(int32_t(work.order.size()));
+  }
+  return work;
+}
+
+// Rows are shared out where there are enough to fill the blocks of every thread: it costs no
+// waiting. With few rows the units are shared out instead, if a step is long enough to wait for,
+// and the recurrent weights of one thread then fit its cache.
+template <class T>
+Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int members) {
+  const int64_t weights = gates(cell) * shape.hidden * shape.hidden * int64_t(sizeof(T));
+  const bool many_rows = shape.batch >= 2 * build.rows * members;
+  const bool can_split_rows = shape.batch >= members;
+  const bool large = weights > (can_split_rows ? 512 << 10 : 96 << 10);
+  if (!many_rows && large) return {1, members};
+  return {int(std::min<int64_t>(members, std::max<int64_t>(1, shape.batch))), 1};
+}
+
+double seconds_of_work(CellKind cell, const Shape& shape, int passes) {
+  const double products = 2. * double(gates(cell) * shape.hidden * (shape.inputs + shape.hidden));
+  return double(passes) * double(shape.steps * shape.batch) * products / 40e9;
+}
+
+template <class T, class Call, class Memory, class Kernel>
+void run_call(const Build& build, const Call& call, const Pool& pool, int passes, Memory memory,
+              Kernel kernel) {
+  using std::chrono::microseconds;
+  const double work = seconds_of_work(call.cell, call.shape, passes);
+  const int wanted = work < 60e-6 ? 1 : pool.threads;
+  Plan plan;
+  Work rows;
+  Schedule schedule;
+  std::unique_ptr<Workspace> workspace;
+  auto prepare = [&](int members) {
+    plan = choose_plan<T>(build, call.cell, call.shape, members);
+    rows = plan_work(call.shape, call.mask, plan);
+    schedule = rows.schedule(call.shape);
+    int64_t bytes[kSlots] = {};
+    memory(call, plan, bytes);
+    workspace = std::make_unique<Workspace>(plan, bytes);
+  };
+  auto job = [&](int member) {
+    if (member < plan.members()) kernel(call, plan, schedule, *workspace, member);
+  };
+  // A thread that comes within a tenth of the time that one alone would need is worth waiting for.
+  const auto patience = microseconds(std::clamp<int64_t>(int64_t(work * 1e5), 20, 2000));
+  Team::run(pool, wanted, patience, prepare, job);
+}
+
+template <class T>
+const Kernels<T>& table(const Build& build) {
+  if constexpr (sizeof(T) == 4)
+    return build.f32;
+  else
+    return build.f64;
+}
+
+}  // namespace
+
+template <class T>
+void run(const Build& build, const Forward<T>& call, const Pool& pool) {
+  run_call<T>(build, call, pool, 1, table<T>(build).forward_memory, table<T>(build).forward);
+}
+
+template <class T>
+void run(const Build& build, const Adjoint<T>& call, const Pool& pool) {
+  run_call<T>(build, call, pool, call.dx ? 3 : 2, table<T>(build).adjoint_memory, table<T>(build).adjoint);
+}
+
+template void run(const Build&, const Forward<float>&, const Pool&);
+template void run(const Build&, const Forward<double>&, const Pool&);
+template void run(const Build&, const Adjoint<float>&, const Pool&);
+template void run(const Build&, const Adjoint<double>&, const Pool&);
+
+}  // namespace jaxrnn

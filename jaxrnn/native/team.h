@@ -1,0 +1,146 @@
+// The threads that work on one call, and the memory that they share.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "kernel.h"
+
+namespace jaxrnn {
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spins for a while, then lets others run: a member may have lost its core.
+template <class Condition>
+void spin_until(Condition condition) {
+  for (int i = 0; !condition(); ++i) {
+    if (i < 4000)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+class Barrier {
+ public:
+  void reset(int members) { members_ = members; }
+
+  void wait() {
+    if (members_ == 1) return;
+    const int round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+    } else {
+      spin_until([&] { return round_.load(std::memory_order_acquire) != round; });
+    }
+  }
+
+ private:
+  int members_ = 1;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> round_{0};
+};
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+inline Memory allocate(int64_t bytes) {
+  void* p = std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64 + 64));
+  if (!p) throw std::bad_alloc();
+  return Memory(p);
+}
+
+class Workspace {
+ public:
+  Workspace(const Plan& plan, const int64_t (&bytes)[kSlots])
+      : groups_(size_t(plan.groups)), private_(size_t(plan.members())) {
+    all_.reset(plan.members());
+    for (Barrier& group : groups_) group.reset(plan.parts);
+    for (int64_t n : bytes) shared_.push_back(allocate(n));
+  }
+
+  Barrier all_;
+  std::vector<Barrier> groups_;
+  std::vector<Memory> shared_;
+  std::vector<std::vector<Memory>> private_;
+};
+
+// Where tasks may run: `threads` of them at once, counting the caller's.
+struct Pool {
+  int threads;
+  std::function<void(std::function<void()>)> schedule;
+};
+
+// Runs job(member, members) on as many threads as come within `patience`; the caller is one of
+// them, so there is no waiting for a thread that is busy elsewhere, and no deadlock. `prepare` is
+// called once, when the number of members is known.
+class Team {
+ public:
+  static void run(const Pool& pool, int wanted, std::chrono::microseconds patience,
+                  const std::function<void(int)>& prepare, const std::function<void(int)>& job) {
+    if (wanted <= 1) {
+      prepare(1);
+      return job(0);
+    }
+    auto team = std::make_shared<Team>();
+    const auto caller = std::this_thread::get_id();
+    for (int i = 1; i < wanted; ++i)
+      pool.schedule([team, caller, &job] {
+        if (std::this_thread::get_id() != caller) team->join(job);
+      });
+    const auto deadline = std::chrono::steady_clock::now() + patience;
+    spin_until([&] {
+      return team->state_.load(std::memory_order_acquire) == wanted ||
+             std::chrono::steady_clock::now() > deadline;
+    });
+    const int members = team->state_.fetch_or(kClosed, std::memory_order_acq_rel);
+    prepare(members);
+    team->go_.store(true, std::memory_order_release);
+    job(0);
+    spin_until([&] { return team->done_.load(std::memory_order_acquire) == members - 1; });
+  }
+
+ private:
+  static constexpr int kClosed = 1 << 30;
+
+  // A task that comes too late finds the team closed and touches nothing of the caller's.
+  void join(const std::function<void(int)>& job) {
+    int state = state_.load(std::memory_order_acquire);
+    do {
+      if (state & kClosed) return;
+    } while (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel));
+    spin_until([&] { return go_.load(std::memory_order_acquire); });
+    job(state);
+    done_.fetch_add(1, std::memory_order_release);
+  }
+
+  std::atomic<int> state_{1};
+  std::atomic<bool> go_{false};
+  std::atomic<int> done_{0};
+};
+
+// What instruction sets this machine has, the best first; and the kernels for one of them.
+std::vector<const Build*> builds();
+
+// Runs the whole sequence, forward or backward, on the threads of a pool.
+template <class T>
+void run(const Build& build, const Forward<T>& call, const Pool& pool);
+template <class T>
+void run(const Build& build, const Adjoint<T>& call, const Pool& pool);
+
+}  // namespace jaxrnn

@@ -1,0 +1,23 @@
+"""What a strategy is; `jaxrnn.strategies` says what its arguments mean."""
+
+from typing import Protocol, runtime_checkable
+
+from jax import Array, lax
+
+from jaxrnn.cells import Carry, Cell, Weights
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """What a strategy must be: callable as below, hashable, with a short repr."""
+
+    def __call__(
+        self,
+        cell: Cell,
+        weights: Weights,
+        x: Array,
+        carry: Carry,
+        mask: Array | None = None,
+        *,
+        precision: lax.PrecisionLike = None,
+    ) -> tuple[Array, Carry]: ...

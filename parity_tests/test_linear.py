@@ -1,0 +1,193 @@
+"""`jaxrnn.strategies.linear`: a map whose own ways JAX can neither differentiate nor batch alone.
+
+The map is a linear recurrence with trees and None on every side. Its own ways are while loops, so a
+rule that took the derivative or the transpose of the wrong one would raise.
+"""
+
+import dataclasses
+import itertools
+from functools import partial
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxrnn.strategies import linear
+
+T, N = 4, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrence(linear.LinearMap):
+    """y_t = m_t ? a_t * (W y_{t-1}) + e_t : y_{t-1}, from y_0; results are y and the last y."""
+
+    def plain(self, fixed, operands):
+        def step(y, inputs):
+            a, m, e = inputs
+            y = jnp.where(m, a * (fixed["w"] @ y) + e, y)
+            return y, y
+
+        y, ys = lax.scan(step, operands["first"], (fixed["a"], fixed["mask"], operands["e"]))
+        return {"all": ys, "none": None, "last": y}
+
+
+class Own(Recurrence):
+    """By loops that have neither a transpose nor a derivative in reverse mode."""
+
+    def tangent(self, fixed, operands):
+        def body(state):
+            t, y, ys = state
+            e, a, m = operands["e"][t], fixed["a"][t], fixed["mask"][t]
+            y = jnp.where(m, a * (fixed["w"] @ y) + e, y)
+            return t + 1, y, ys.at[t].set(y)
+
+        start = (0, operands["first"], jnp.zeros_like(operands["e"]))
+        _, y, ys = lax.while_loop(lambda state: state[0] < T, body, start)
+        return {"all": ys, "none": None, "last": y}
+
+    def adjoint(self, fixed, like, cotangents):
+        def body(state):
+            t, ct, ces = state
+            ct = ct + cotangents["all"][t]
+            m = fixed["mask"][t]
+            ces = ces.at[t].set(jnp.where(m, ct, 0.0))
+            return t - 1, jnp.where(m, fixed["w"].T @ (fixed["a"][t] * ct), ct), ces
+
+        start = (T - 1, cotangents["last"], jnp.zeros(like["e"].shape, like["e"].dtype))
+        _, ct, ces = lax.while_loop(lambda state: state[0] >= 0, body, start)
+        return {"e": ces, "first": ct, "nothing": None}
+
+
+@jax.custom_batching.custom_vmap
+def _unbatchable(x):
+    return x
+
+
+@_unbatchable.def_vmap
+def _(*_):
+    raise AssertionError("batched")
+
+
+class Unbatched(Own):
+    """A way of its own that `vmap` must not meet."""
+
+    def tangent(self, fixed, operands):
+        return super().tangent(fixed, {**operands, "first": _unbatchable(operands["first"])})
+
+    def in_vmap(self):
+        return Recurrence()
+
+
+MAPS = {"plain": Recurrence(), "own": Own(), "unbatched": Unbatched()}
+every_map = pytest.mark.parametrize("linear_map", MAPS.values(), ids=MAPS.keys())
+
+
+def arguments(seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape))  # noqa: E731
+    fixed = {"w": draw(N, N), "a": draw(T, N), "mask": jnp.asarray([True, False, True, True])}
+    return fixed, {"e": draw(T, N), "first": draw(N), "nothing": None}
+
+
+def floats(fixed):
+    return {name: fixed[name] for name in ("w", "a")}
+
+
+def scalar(run, mask, moving, operands):
+    out = run({**moving, "mask": mask}, operands)
+    weight = jnp.cos(jnp.arange(T * N, dtype=out["all"].dtype)).reshape(T, N)
+    return (weight * out["all"] ** 2).sum() + (out["last"] ** 3).sum()
+
+
+def close(got, wanted):
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-12, atol=1e-12)
+
+
+def _curvature(f, x):
+    """Along one direction; its gradient is of third order."""
+    return jnp.dot(jax.jvp(jax.grad(f), (x,), (jnp.ones_like(x),))[1], jnp.cos(x))
+
+
+@every_map
+def test_derivatives_to_third_order(linear_map):
+    fixed, operands = arguments()
+    flat, unravel = jax.flatten_util.ravel_pytree((floats(fixed), operands))
+
+    def loss(run, flat):
+        return scalar(run, fixed["mask"], *unravel(flat))
+
+    ours, plain = (
+        partial(loss, partial(linear.apply, linear_map)),
+        partial(loss, Recurrence().plain),
+    )
+    close(jax.jit(ours)(flat), plain(flat))
+    wanted = jax.jit(jax.hessian(plain))(flat)
+    for outer, inner in itertools.product([jax.jacfwd, jax.jacrev], repeat=2):
+        close(jax.jit(outer(inner(ours)))(flat), wanted)
+    close(
+        jax.jit(jax.grad(partial(_curvature, ours)))(flat),
+        jax.jit(jax.grad(partial(_curvature, plain)))(flat),
+    )
+
+
+@every_map
+@pytest.mark.parametrize(
+    "alone", [(), ("w",), ("w", "a"), ("e", "first"), ("w", "a", "first")], ids=str
+)
+def test_vmap_over_fixed_and_operands(linear_map, alone):
+    """All but the named arrays have an axis more, in the middle; in both orders with grad."""
+    several = [arguments(seed) for seed in range(3)]
+    mask, names = several[0][0]["mask"], ("w", "a", "e", "first")
+    in_axes = [None if name in alone else 1 if name != "first" else 0 for name in names]
+
+    def one(k):
+        return [({**several[k][0], **several[k][1]})[n] for n in names]
+
+    stacked = [
+        first if axis is None else jnp.stack(arrays, axis)
+        for axis, first, arrays in zip(
+            in_axes, one(0), zip(*map(one, range(3)), strict=True), strict=True
+        )
+    ]
+
+    def loss(run, w, a, e, first):
+        return scalar(run, mask, {"w": w, "a": a}, {"e": e, "first": first, "nothing": None})
+
+    def gradients(run):
+        each = jax.vmap(jax.grad(partial(loss, run), argnums=(0, 1, 2, 3)), in_axes)
+        total = lambda *args: jax.vmap(partial(loss, run), in_axes)(*args).sum()  # noqa: E731
+        return jax.jit(lambda *args: (each(*args), jax.grad(total, argnums=(0, 1, 2, 3))(*args)))
+
+    close(
+        gradients(partial(linear.apply, linear_map))(*stacked),
+        gradients(Recurrence().plain)(*stacked),
+    )
+
+
+def test_the_own_ways_are_what_runs():
+    """The gradient's program holds both primitives, lowered to the loops of `Own`."""
+    fixed, operands = arguments()
+    gradient = jax.grad(partial(scalar, partial(linear.apply, Own()), fixed["mask"], floats(fixed)))
+    text = str(jax.make_jaxpr(gradient)(operands))
+    assert "linear_tangent" in text or "linear_adjoint" in text
+    assert "scan" not in text
+    hlo = jax.jit(gradient).lower(operands).as_text()
+    assert hlo.count("stablehlo.while") == 2
+
+
+def test_export_with_a_symbolic_size():
+    fixed, operands = arguments()
+    b = jax.export.symbolic_shape("b")[0]
+
+    def gradient(first):
+        run = partial(scalar, partial(linear.apply, Own()), fixed["mask"], floats(fixed))
+        return jax.vmap(jax.grad(lambda f: run({**operands, "first": f})))(first)
+
+    exported = jax.export.export(jax.jit(gradient))(jax.ShapeDtypeStruct((b, N), jnp.float64))
+    many = jnp.stack([operands["first"], 2 * operands["first"]])
+    close(exported.call(many), gradient(many))

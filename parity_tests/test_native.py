@@ -1,0 +1,263 @@
+"""The CPU kernel: odd sizes, every instruction set, its functions' last places, its limits."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn
+from jaxrnn import cells, native, strategies
+from jaxrnn.cells import Weights
+
+pytestmark = pytest.mark.skipif(
+    not native.load(), reason="jaxrnn was installed without a C++ compiler: there is no CPU kernel"
+)
+BUILDS = native.load()
+CELLS = [cells.rnn_tanh, cells.rnn_relu, cells.lstm, cells.gru]
+every_cell = pytest.mark.parametrize("cell", CELLS, ids=[c.name for c in CELLS])
+every_build = pytest.mark.parametrize("build", BUILDS)
+
+# T, B, I, H: one unit, tails of vectors, several panels, several blocks of rows; then shapes worth
+# several threads, which share out the rows, or the units where rows are few and weights many.
+SHAPES = [(5, 1, 3, 1), (4, 7, 1, 3), (7, 5, 3, 17), (4, 7, 2, 63), (6, 3, 33, 100)]
+THREADED = [(40, 30, 33, 100), (60, 2, 16, 260)]
+
+
+def arguments(cell, shape, dtype, *, bias=True, seed=0):
+    steps, batch, inputs, hidden = shape
+    rng = np.random.default_rng(seed)
+    rows = cell.gates * hidden
+
+    def draw(*size):
+        return jnp.asarray(0.5 * rng.standard_normal(size), dtype)
+
+    weights = Weights(
+        draw(rows, inputs),
+        2 * draw(rows, hidden) / hidden**0.5,
+        draw(rows) if bias else None,
+        draw(rows) if bias else None,
+    )
+    carry = tuple(draw(batch, hidden) for _ in range(cell.states))
+    return weights, draw(steps, batch, inputs), carry
+
+
+def value_and_gradients(strategy, cell, mask, args):
+    outputs, pull = jax.vjp(lambda *a: strategy(cell, *a, mask), *args)
+    rng = np.random.default_rng(5)
+    cotangents = jax.tree.map(lambda o: jnp.asarray(rng.standard_normal(o.shape), o.dtype), outputs)
+    return outputs, pull(cotangents)
+
+
+def assert_close(got, wanted, tolerance):
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance * (1 + np.abs(w).max()))
+
+
+def compare(build, cell, shape, dtype, tolerance):
+    """Against `Scan`, without a mask and with lengths of which one is 0, one T."""
+    steps, batch = shape[:2]
+    rng = np.random.default_rng(1)
+    lengths = rng.permutation([*rng.integers(0, steps + 1, max(0, batch - 2)), 0, steps][-batch:])
+    prefix = jnp.asarray(np.arange(steps)[:, None] < lengths[None])
+    for bias, mask in [(True, None), (False, prefix), (True, prefix[::-1])]:
+        args = arguments(cell, shape, dtype, bias=bias)
+        got = jax.jit(partial(value_and_gradients, strategies.Native(build), cell))(mask, args)
+        wanted = jax.jit(partial(value_and_gradients, strategies.Scan(), cell))(mask, args)
+        assert_close(got, wanted, tolerance)
+
+
+@pytest.mark.parametrize("shape", SHAPES + THREADED, ids=str)
+@every_cell
+def test_odd_sizes_are_scans_in_float64(cell, shape):
+    compare(None, cell, shape, jnp.float64, 3e-13 if shape in THREADED else 5e-14)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[2], THREADED[1]], ids=str)
+@every_cell
+def test_odd_sizes_are_scans_in_float32(cell, shape):
+    compare(None, cell, shape, jnp.float32, 3e-5)
+
+
+@pytest.mark.parametrize("build", BUILDS[1:])
+@every_cell
+def test_every_instruction_set(cell, build):
+    compare(build, cell, SHAPES[2], jnp.float64, 5e-14)
+    compare(build, cell, (3, 9, 5, 24), jnp.float32, 3e-5)
+
+
+def functions(build, x):
+    """tanh and the logistic function of x, read off one step of a tanh RNN and of a GRU."""
+    n = x.size
+    zeros, ones = jnp.zeros((1, n), x.dtype), jnp.ones((1, n), x.dtype)
+    run = strategies.Native(build)
+
+    def bias(*gates):
+        return Weights(
+            jnp.zeros((len(gates) * n, 1), x.dtype),
+            jnp.zeros((len(gates) * n, n), x.dtype),
+            jnp.concatenate(gates),
+        )
+
+    step = jnp.zeros((1, 1, 1), x.dtype)
+    tanh = run(cells.rnn_tanh, bias(x), step, (zeros,))[0]
+    z = run(cells.gru, bias(zeros[0], x, zeros[0]), step, (ones,))[0]  # h = (1 - z) 0 + z 1
+    return np.asarray(tanh).ravel(), np.asarray(z).ravel()
+
+
+@every_build
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_its_functions_are_right_to_the_last_places(build, dtype):
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        [rng.uniform(-20, 20, 300), rng.uniform(-1, 1, 300), 10.0 ** rng.uniform(-30, 0, 100)]
+    ).astype(dtype)
+    wide = x.astype(np.longdouble)
+    got = functions(build, jnp.asarray(x))
+    for values, exact in zip(got, (np.tanh(wide), 1 / (1 + np.exp(-wide))), strict=True):
+        assert (np.abs(values - exact) <= 4 * np.spacing(np.abs(exact.astype(dtype)))).all()
+
+
+@every_build
+def test_its_functions_at_the_ends_of_the_line(build):
+    x = jnp.asarray([0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 500.0, -500.0], jnp.float32)
+    tanh, logistic = functions(build, x)
+    np.testing.assert_array_equal(tanh, [0, 0, 1, -1, np.nan, 1, -1, 1, -1])
+    np.testing.assert_allclose(logistic, [0.5, 0.5, 1, 0, np.nan, 1, 0, 1, 0], atol=1e-37)
+
+
+@every_cell
+def test_nan_and_infinity_go_where_scan_lets_them_go(cell):
+    weights, x, carry = arguments(cell, (6, 4, 3, 5), jnp.float32)
+    x = x.at[2, 1, 0].set(np.nan).at[3, 2, 1].set(np.inf).at[4, 3, 2].set(-np.inf)
+    (got, _), (wanted, _) = (
+        strategy(cell, weights, x, carry) for strategy in (strategies.Native(), strategies.Scan())
+    )
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(wanted))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_it_does_not_run_it_refuses_in_a_sentence():
+    run = strategies.Native()
+    weights, x, carry = arguments(cells.lstm, (2, 2, 3, 4), jnp.float32)
+    with pytest.raises(jaxrnn.InputError, match=r"not own; strategies.Scan runs every cell"):
+        run(cells.lstm._replace(name="own"), weights, x, carry)
+    projected = weights._replace(hh=weights.hh[:, :2], hr=jnp.ones((2, 4), jnp.float32))
+    with pytest.raises(jaxrnn.InputError, match="no projections"):
+        run(cells.lstm, projected, x, (carry[0][:, :2], carry[1]))
+    low = weights._replace(ih=weights.ih.astype(jnp.bfloat16))
+    with pytest.raises(jaxrnn.InputError, match=r"float32 or in float64, not in bfloat16, float32"):
+        run(cells.lstm, low, x, carry)
+    with pytest.raises(jaxrnn.InputError, match="no build 'sse1' for this machine, only"):
+        strategies.Native("sse1")
+
+
+def test_without_the_library_native_says_how_to_get_it_and_scan_is_the_default(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: ())
+    arguments_ = cells.gru, *arguments(cells.gru, (2, 2, 3, 4), jnp.float32)
+    with pytest.raises(jaxrnn.InputError, match=r"C\+\+17 compiler"):
+        strategies.Native()(*arguments_)
+    assert strategies.default(*arguments_) == strategies.Scan()
+
+
+def test_it_is_the_default_where_it_runs():
+    for dtype, wanted in [("float32", "Native"), ("float64", "Native"), ("bfloat16", "Scan")]:
+        args = arguments(cells.gru, (2, 2, 3, 4), jnp.dtype(dtype))
+        assert type(strategies.default(cells.gru, *args)).__name__ == wanted
+
+
+def calls(run, *args):
+    """The kernel's calls in the program that a function compiles to."""
+    text = jax.jit(run).lower(*args).compile().as_text()
+    return [name for name in (native.FORWARD, native.ADJOINT) if f'"{name}"' in text]
+
+
+def test_a_gradient_is_two_calls_and_forward_mode_runs_on_scan():
+    args = arguments(cells.lstm, (4, 2, 3, 5), jnp.float32)
+    run = lambda *a: strategies.Native()(cells.lstm, *a)[0].sum()  # noqa: E731
+    assert calls(run, *args) == [native.FORWARD]
+    assert calls(jax.grad(run), *args) == [native.FORWARD, native.ADJOINT]
+    rows = args[0], args[1][:, :, None], jax.tree.map(lambda c: c[:, None], args[2])
+    assert calls(jax.vmap(run, in_axes=(None, 1, 0)), *rows) == []
+    assert calls(lambda *a: jax.jvp(run, a, a)[1], *args) == []
+
+
+def test_a_gradient_keeps_the_gates_once():
+    """LSTM: 4 H + H saved a step, cotangents in their place, and the outputs with theirs."""
+    steps, batch, hidden = 50, 16, 64
+    args = arguments(cells.lstm, (steps, batch, 8, hidden), jnp.float32)
+    loss = lambda *a: (strategies.Native()(cells.lstm, *a)[0] ** 2).sum()  # noqa: E731
+    memory = jax.jit(jax.grad(loss)).lower(*args).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= 7.5 * steps * batch * hidden * 4
+
+
+def test_inputs_that_are_not_differentiated_cost_nothing():
+    args = arguments(cells.gru, (4, 2, 3, 5), jnp.float32)
+    loss = lambda *a: strategies.Native()(cells.gru, *a)[0].sum()  # noqa: E731
+    for argnums, wanted in [((0,), False), ((0, 1), True)]:
+        text = jax.jit(jax.grad(loss, argnums=argnums)).lower(*args).as_text()
+        (call,) = [line for line in text.splitlines() if f"@{native.ADJOINT}(" in line]
+        assert ("tensor<4x2x3xf32>" in call.split("->")[-1]) == wanted
+
+
+@every_cell
+def test_an_exported_function_holds_no_call_of_the_kernel(cell):
+    args = arguments(cell, (4, 2, 3, 5), jnp.float64)
+    run = jax.jit(lambda *a: jax.value_and_grad(lambda w, x, c: _sum(cell, w, x, c))(*a))
+    exported = jax.export.export(run)(*args)
+    assert native.FORWARD not in exported.mlir_module()
+    assert_close(exported.call(*args), run(*args), 1e-13)
+
+
+def _sum(cell, weights, x, carry):
+    return strategies.Native()(cell, weights, x, carry)[0].sum()
+
+
+DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxrnn import cells, strategies
+mesh = jax.make_mesh((2,), ("batch",))
+rng = np.random.default_rng(0)
+draw = lambda *s: jnp.asarray(rng.standard_normal(s), jnp.float32)
+weights = cells.Weights(draw(12, 3), 0.5 * draw(12, 4))
+x, carry = draw(5, 6, 3), (draw(6, 4),)
+run = jax.jit(lambda x: strategies.Native()(cells.gru, weights, x, carry)[0])
+wanted = run(x)
+split = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "batch")))
+rows = jax.device_put(carry[0], NamedSharding(mesh, PartitionSpec("batch")))
+np.testing.assert_allclose(run(split), wanted, rtol=1e-6)
+per_device = jax.shard_map(
+    lambda x, h: strategies.Native()(cells.gru, weights, x, (h,))[0],
+    mesh=mesh,
+    in_specs=(PartitionSpec(None, "batch"), PartitionSpec("batch")),
+    out_specs=PartitionSpec(None, "batch"),
+    check_vma=False,
+)
+np.testing.assert_allclose(jax.jit(per_device)(split, rows), wanted, rtol=1e-6)
+print("devices", jax.device_count())
+"""
+
+
+def test_on_several_devices():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    got = subprocess.run(
+        [sys.executable, "-c", DEVICES], env={**os.environ, **flags}, capture_output=True, text=True
+    )
+    assert got.returncode == 0, got.stderr
+    assert got.stdout == "devices 2\n"
+
+
+def test_calls_from_several_threads_at_once():
+    """They compete for the same workers; none may wait for another."""
+    args = arguments(cells.lstm, (30, 40, 30, 100), jnp.float32)
+    run = jax.jit(lambda *a: strategies.Native()(cells.lstm, *a)[0])
+    wanted = np.asarray(run(*args))
+    with ThreadPoolExecutor(6) as pool:
+        for got in pool.map(lambda _: np.asarray(run(*args)), range(30)):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
