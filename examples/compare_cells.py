@@ -15,7 +15,6 @@ move the limits. The numbers are those of this task and these sizes.
 
 import dataclasses
 import importlib.util
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,17 +22,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import memory
 import numpy as np
 import optax
-import tyro
 from flax import nnx
-from memory import VARIANTS, Results, Variant
-from output import make_folder, new_figure, save_figure
 from tqdm import tqdm
 
+import memory
 from jaxrnn import interchange, training
 from jaxrnn.models import RNNComparison
+from memory import VARIANTS, Results, Variant
+from options import launch, require, require_counts, require_rate
+from output import make_folder, new_figure, save_figure
 
 CELLS = ("RNN", "LSTM", "GRU")
 COLOURS = {"RNN": "tab:green", "LSTM": "tab:blue", "GRU": "tab:orange"}
@@ -62,17 +61,11 @@ class Options:
 
     def check(self) -> None:
         """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
-
-        def require(holds: bool, name: str, what: str) -> None:
-            if not holds:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} must be {what}, got {getattr(self, name)}.")
-
-        for name in ("seeds", "steps", "batch_size", "hidden_size"):
-            require(getattr(self, name) >= 1, name, "1 or more")
+        require_counts(self, "seeds", "steps", "batch_size", "hidden_size")
         rising = sorted({1, *self.lengths}) == [1, *self.lengths]
-        require(rising and len(self.lengths) > 0, "lengths", "rising, from 2 or more")
-        require(0 < self.learning_rate < float("inf"), "learning_rate", "more than 0")
+        rising = rising and len(self.lengths) > 0
+        require(self, rising, "lengths", "rising, from 2 or more")
+        require_rate(self)
         if importlib.util.find_spec("torch") is None:
             raise ValueError("PyTorch, to compare with, is not installed.")
         make_folder(self.out)
@@ -286,9 +279,4 @@ def spread(row: Sequence[memory.Result]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    arguments = tyro.cli(Options)
-    try:
-        arguments.check()
-    except ValueError as error:
-        sys.exit(str(error))
-    main(arguments)
+    launch(Options, main)

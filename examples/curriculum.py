@@ -12,22 +12,26 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
-from output import new_figure, save_figure
 
 import jaxrnn
-from jaxrnn import training
+from jaxrnn import data, training
 from jaxrnn.data import Batch
+from output import new_figure, save_figure
+from runs import fit
 
 EMBEDDING = 32
 CELLS = {"RNN": jaxrnn.RNN, "GRU": jaxrnn.GRU, "LSTM": jaxrnn.LSTM}
 COLOURS = {"RNN": "tab:green", "GRU": "tab:orange", "LSTM": "tab:blue"}
 MASTERED = (5, 0.97)  # batches in a row, and the accuracy over them, that end a stage
 DONE = (20, 1.0)  # the same for the last stage
+EPOCH = 5  # steps, after which it is asked whether the stage has ended
+SAVE_EPOCHS = 20  # from one checkpoint to the next
 
 
 class TokenClassifier(nnx.Module):
@@ -61,8 +65,9 @@ class Regime:
         """One for all runs: a new one would be compiled anew."""
         return optax.chain(training.clip_grad_norm(1.0), optax.adam(self.learning_rate))
 
-    def fresh(self, rng: np.random.Generator, stage: int) -> Batch:
+    def fresh(self, seed: data.Seed, stage: int) -> Batch:
         """Sequences of every length up to the stage's, which is also what all are padded to."""
+        rng = np.random.default_rng(seed)
         longest = self.stages[stage]
         lengths = rng.integers(1, longest, self.batch_size, np.int32, endpoint=True)
         tokens = rng.integers(1, self.vocabulary, (self.batch_size, longest), np.int32)
@@ -80,6 +85,7 @@ class Run:
     accuracies: list[float] = dataclasses.field(default_factory=list)  # of each step's batch
     ends: list[int] = dataclasses.field(default_factory=list)  # the step at which each stage ended
     seconds: float = float("nan")  # with what had to be compiled
+    compilations: int = 0  # of the training step
     right: int = 0  # test sequences
 
     @property
@@ -87,23 +93,52 @@ class Run:
         return len(self.accuracies)
 
 
-def learn(cell: str, seed: int, regime: Regime, tell: Callable[[int], object]) -> Run:
-    """Trains until the last stage is done or the steps are used up; `tell` takes steps made."""
+def learn(
+    cell: str,
+    seed: int,
+    regime: Regime,
+    folder: Path,
+    resumed: bool,
+    tell: Callable[[int], object],
+) -> Run:
+    """Trains until the last stage is done or the steps are used up; `tell` takes steps made.
+
+    The folder holds a run for each stage: metrics line by line, and checkpoints.
+    """
     start = time.perf_counter()
-    rng = np.random.default_rng((seed, 0))
     model = TokenClassifier(cell, regime.vocabulary, regime.hidden_size, rngs=nnx.Rngs(seed))
     optimizer = nnx.Optimizer(model, regime.tx, wrt=nnx.Param)
     run = Run(cell, seed, model)
-    for stage in range(len(regime.stages)):
+    for stage, longest in enumerate(regime.stages):
+        left = regime.max_steps - run.steps
         count, needed = DONE if stage + 1 == len(regime.stages) else MASTERED
-        begun = run.steps
-        while run.steps < regime.max_steps:
-            scores = training.train_step(model, optimizer, regime.fresh(rng, stage))
-            run.accuracies.append(float(scores.accuracy))
-            tell(1)
-            if run.steps - begun >= count and np.mean(run.accuracies[-count:]) >= needed:
-                run.ends.append(run.steps)
-                break
+
+        def epoch(number: int, stage: int = stage, left: int = left) -> list[Batch]:
+            steps = range(number * EPOCH, min((number + 1) * EPOCH, left))
+            return [regime.fresh((seed, stage, step), stage) for step in steps]
+
+        def done(records: list[dict[str, Any]], count: int = count, needed: float = needed) -> bool:
+            last = [record["accuracy"] for record in records[-count:]]
+            return len(last) == count and np.mean(last) >= needed
+
+        history = fit(
+            folder / f"up_to_{longest}",
+            resumed,
+            model,
+            optimizer,
+            epoch,
+            epochs=-(-left // EPOCH),
+            until=done,
+            save_epochs=SAVE_EPOCHS,
+            keep=1,
+            most_compilations=1,
+            log=lambda record: tell(1),
+        )
+        run.accuracies += history["accuracy"].tolist()
+        run.compilations += history.compilations
+        if not done(history.records):
+            break
+        run.ends.append(run.steps)
     run.seconds = time.perf_counter() - start
     return run
 

@@ -1,7 +1,8 @@
 """Who remembers the first input to the end? RNN, LSTM and GRU trained on it, seeds in parallel.
 
-The models of all seeds are one model with stacked weights, trained by one `vmap`ped step. Each
-step sees new sequences. A training ends early once every seed is right nearly always.
+The models of all seeds are one model with stacked weights, trained by one `vmap`ped step; that is
+why they are not trained by `jaxrnn.training.fit`, which trains one model. Each step sees new
+sequences. A training ends early once every seed is right nearly always.
 """
 
 import dataclasses

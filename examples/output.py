@@ -16,15 +16,21 @@ def make_folder(path: Path) -> None:
         raise ValueError(f"--out {path} cannot be written to.")
 
 
-def new_figure(panels: int, title: str, rows: int = 1) -> tuple[Any, Any]:
-    """A figure that needs no screen, and its axes, side by side, in one row or several."""
+def new_figure(
+    panels: int, title: str, rows: int = 1, size: tuple[float, float] = (5.4, 4.4)
+) -> tuple[Any, Any]:
+    """A figure that needs no screen, and its axes, side by side, in one row or several.
+
+    `size` is a panel's width and height, in inches.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    width, height = size
     figure, axes = plt.subplots(
-        rows, panels, figsize=(5.4 * panels, 4.4 * rows), layout="constrained"
+        rows, panels, figsize=(width * panels, height * rows), layout="constrained"
     )
     figure.suptitle(title)
     return figure, axes

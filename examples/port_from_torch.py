@@ -6,26 +6,26 @@ The model is a two-layer bidirectional LSTM that tells noisy waves apart by thei
 square, triangle, sawtooth, each recording of a length and a frequency of its own. It is trained
 in PyTorch and saved. JAX reads the file: same logits, within rounding. Then the recordings
 change, to a microphone that drifts; the model is trained further on them in JAX and saved, and
-PyTorch reads that file: same logits again, and the same new accuracy.
+PyTorch reads that file: same logits again, and the same new accuracy. Both frameworks go through
+one loop, a few seconds long; for runs that are kept and resumed see `appliances.py`.
 """
 
 import dataclasses
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optax
-import tyro
 from flax import nnx
-from output import make_folder, new_figure, save_figure
 from tqdm import tqdm
 
 import jaxrnn
 from jaxrnn import data, models, training
 from jaxrnn.data import Batch
+from options import launch, require_counts, require_rate
+from output import make_folder, new_figure, save_figure
 
 FORMS = ("sine", "square", "triangle", "sawtooth")
 LINES = 5  # printed while training
@@ -54,15 +54,8 @@ class Options:
 
     def check(self) -> None:
         """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
-
-        def require(holds: bool, name: str, what: str) -> None:
-            if not holds:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} must be {what}, got {getattr(self, name)}.")
-
-        for name in ("epochs", "more_epochs", "recordings", "batch_size", "hidden_size"):
-            require(getattr(self, name) >= 1, name, "1 or more")
-        require(0 < self.learning_rate < float("inf"), "learning_rate", "more than 0")
+        require_counts(self, "epochs", "more_epochs", "recordings", "batch_size", "hidden_size")
+        require_rate(self)
         if importlib.util.find_spec("torch") is None:
             raise ValueError("PyTorch, to port from, is not installed.")
         make_folder(self.out)
@@ -242,9 +235,4 @@ def draw(path: Path, first: list[float], then: list[float], logits: Sequence[np.
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Options)
-    try:
-        chosen.check()
-    except ValueError as error:
-        sys.exit(str(error))
-    main(chosen)
+    launch(Options, main)

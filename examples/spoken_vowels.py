@@ -13,12 +13,15 @@ of 5e-3 made as few errors as 3e-3, but training then amplifies rounding until t
 visibly apart; 1e-3 made more. The test set is read to be scored, after training. A part of the
 training set is kept back to watch the training by: it is never trained on, and nothing is stopped
 or picked by it.
+
+JAX is trained by `jaxrnn.training.fit`, which keeps metrics and checkpoints in a folder for each
+seed: killed, and begun again with --resume, it ends with the same weights, bit for bit. PyTorch
+follows in a loop of its own, as `fit` is for JAX, and keeps no checkpoints: it begins anew.
 """
 
 import dataclasses
-import importlib
+import functools
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,19 +29,23 @@ from typing import Any
 
 import numpy as np
 import optax
-import tyro
-from curves import draw
 from flax import nnx
-from japanese_vowels import CHANNELS, SPEAKERS, Task, Utterances
-from output import make_folder
 from tqdm import tqdm
 
+from curves import draw
+from japanese_vowels import CHANNELS, SPEAKERS, Task, Utterances
 from jaxrnn import interchange, models, training
 from jaxrnn.data import Batch
+from options import launch, require, require_counts, require_module, require_rate
+from output import make_folder
+from runs import METRICS, begin, fit
 
 WEIGHT_DECAY = 0.01
 SMOOTHING = 0.1
-LINES = 10  # printed while training
+LOSS = functools.partial(training.cross_entropy, smoothing=SMOOTHING)  # one for all seeds
+SHAPES = 2  # of batches: full ones, and one of what is left over
+SAVE_EPOCHS = 10  # from one checkpoint to the next
+LINES = 10  # printed of each training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,36 +70,24 @@ class Options:
     """Like noise, but the same at all steps of an utterance, as another microphone would."""
     validation: float = 0.1
     """Share of the training set to keep back and watch the training by."""
+    resume: bool = False
+    """Go on where a killed run with the same options stood. Without it a new run replaces it."""
     out: Path = Path("runs/spoken_vowels")
-    """Folder for the weights and the figure."""
+    """Folder for metrics, checkpoints, the weights and the figure."""
     torch: bool = True
     """Train the PyTorch twin too. Without it PyTorch need not be installed."""
 
     def check(self) -> None:
         """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
-
-        def require(holds: bool, name: str, what: str) -> None:
-            if not holds:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} must be {what}, got {getattr(self, name)}.")
-
-        for name in ("seeds", "epochs", "batch_size", "hidden_size", "layers"):
-            require(getattr(self, name) >= 1, name, "1 or more")
+        require_counts(self, "seeds", "epochs", "batch_size", "hidden_size", "layers")
         for name in ("noise", "offset"):
-            require(0 <= getattr(self, name) < float("inf"), name, "0 or more")
-        require(0 < self.learning_rate < float("inf"), "learning_rate", "more than 0")
-        require(0.02 <= self.validation <= 0.9, "validation", "between 0.02 and 0.9")
+            require(self, 0 <= getattr(self, name) < float("inf"), name, "0 or more")
+        require_rate(self)
+        require(self, 0.02 <= self.validation <= 0.9, "validation", "between 0.02 and 0.9")
         require_module("sktime", "sktime, which brings the recordings, is not installed.")
         if self.torch:
             require_module("torch", "PyTorch is not installed: install it, or pass --no-torch.")
         make_folder(self.out)
-
-
-def require_module(name: str, sentence: str) -> None:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        raise ValueError(sentence) from None
 
 
 @dataclasses.dataclass
@@ -175,6 +170,13 @@ class Run:
         self.seconds.append(time.perf_counter() - start)
         self.validation.append(self.side.evaluate(validation))
 
+    def keep(self, history: training.History) -> None:
+        """What `fit` has seen, in place of `epoch` after `epoch`."""
+        scores = np.column_stack([history["loss"], history["accuracy"]])
+        watched = np.column_stack([history["validation_loss"], history["validation_accuracy"]])
+        self.steps = np.split(scores, len(watched))
+        self.validation = list(watched)
+
     def test(self, tests: Sequence[Batch]) -> None:
         self.logits = self.side.predict(tests)
         _, self.accuracy = self.side.evaluate(tests)
@@ -197,35 +199,52 @@ def main(options: Options) -> None:
     tx = optax.adamw(
         optax.cosine_decay_schedule(options.learning_rate, steps), weight_decay=WEIGHT_DECAY
     )
-    compilation = 0.0
+    folder = begin(options)
+    compilation = Compilation()
     results = []
-    with tqdm(total=options.seeds * options.epochs, unit="epoch", disable=None) as bar:
+    sides_each = 1 + options.torch
+    with tqdm(total=options.seeds * sides_each * options.epochs, unit="epoch", disable=None) as bar:
         for task in tasks:
             sides = [jax_side(options, task.seed, tx)]
             if options.torch:
                 sides.append(torch_side(options, task.seed, steps))
-            compilation += compile_ahead(sides[0], options, task)
+            compilation.ahead(sides[0], options, task)
             runs = [Run(side) for side in sides]
-            train(options, task, runs, bar)
+            train(options, task, runs, folder / f"seed{task.seed}", bar)
+            tell(task, runs, bar)
             results.append(runs)
     print_accuracy(results, tests)
     if options.torch:
         print_agreement(results)
     print_time(results, compilation)
-    save(options, tasks, results)
+    save(options, tasks, results, folder)
 
 
-def compile_ahead(side: Side, options: Options, task: Task) -> float:
-    """Seconds for JAX to compile all that `train` runs, by running it on copies."""
-    model, optimizer = nnx.clone((side.model, side.optimizer))
-    copy = dataclasses.replace(side, model=model, optimizer=optimizer)
-    batches = epoch(options, task, 0)
-    one_of_each_shape = {batch.inputs.shape: batch for batch in batches}.values()
-    start = time.perf_counter()
-    copy.train(list(one_of_each_shape))
-    copy.evaluate(held_back(task.validation))
-    copy.evaluate(held_back(task.tests))
-    return time.perf_counter() - start
+@dataclasses.dataclass
+class Compilation:
+    """What JAX took to compile all that `train` runs, once for all seeds."""
+
+    seconds: float = 0.0
+    steps: int = 0  # shapes of the training step
+
+    def ahead(self, side: Side, options: Options, task: Task) -> None:
+        """Compiles it, by running it on copies."""
+        model, optimizer = nnx.clone((side.model, side.optimizer))
+        batches = epoch(options, task, 0)
+        one_of_each_shape = list({batch.inputs.shape: batch for batch in batches}.values())
+        start = time.perf_counter()
+        history = training.fit(
+            model,
+            optimizer,
+            lambda _: one_of_each_shape,
+            epochs=1,
+            loss=LOSS,
+            validation=held_back(task.validation),
+            most_compilations=SHAPES,
+        )
+        training.evaluate(model, held_back(task.tests))
+        self.seconds += time.perf_counter() - start
+        self.steps += history.compilations
 
 
 def epoch(options: Options, task: Task, number: int) -> list[Batch]:
@@ -237,8 +256,65 @@ def held_back(utterances: Utterances) -> list[Batch]:
     return utterances.batches(len(utterances))
 
 
-def train(options: Options, task: Task, runs: Sequence[Run], bar: tqdm) -> None:
-    """Trains and tests all sides on the same batches, and prints how it goes."""
+def train(options: Options, task: Task, runs: Sequence[Run], folder: Path, bar: tqdm) -> None:
+    """Trains all sides on the same batches, one after the other, and tests them."""
+    validation = held_back(task.validation)
+    ours, *others = runs
+    fit_jax(options, task, ours, validation, folder, bar)
+    for run in others:
+        bar.set_description(f"{run.side.name}, seed {task.seed}")
+        for number in range(options.epochs):
+            run.epoch(epoch(options, task, number), validation)
+            bar.update()
+    for run in runs:
+        run.test(held_back(task.tests))
+
+
+def fit_jax(
+    options: Options,
+    task: Task,
+    run: Run,
+    validation: Sequence[Batch],
+    folder: Path,
+    bar: tqdm,
+) -> None:
+    """JAX's side, kept in a folder, and resumed from it."""
+    begun = stepped = 0.0
+
+    def batches(number: int) -> list[Batch]:
+        nonlocal begun
+        drawn = epoch(options, task, number)
+        begun = time.perf_counter()
+        return drawn
+
+    def watch(record: dict[str, Any]) -> None:
+        """Times each epoch's steps, without its validation and its checkpoint."""
+        nonlocal stepped
+        if "loss" in record:
+            stepped = time.perf_counter()
+        else:
+            run.seconds.append(stepped - begun)
+            bar.update()
+
+    bar.set_description(f"{run.side.name}, seed {task.seed}")
+    history = fit(
+        folder,
+        options.resume,
+        run.side.model,
+        run.side.optimizer,
+        batches,
+        epochs=options.epochs,
+        loss=LOSS,
+        validation=validation,
+        save_epochs=SAVE_EPOCHS,
+        most_compilations=SHAPES,
+        log=watch,
+    )
+    bar.update(options.epochs - len(run.seconds))  # those before a resumption
+    run.keep(history)
+
+
+def tell(task: Task, runs: Sequence[Run], bar: tqdm) -> None:
     width = 20 // len(runs)
     titles = [
         f"{title:>22}" for title in ("training loss", "validation loss", "validation accuracy")
@@ -249,20 +325,14 @@ def train(options: Options, task: Task, runs: Sequence[Run], bar: tqdm) -> None:
     )
     bar.write("       " + "".join(titles))
     bar.write("  epoch" + names * 3)
-    validation = held_back(task.validation)
-    for number in range(options.epochs):
-        batches = epoch(options, task, number)
-        for run in runs:
-            run.epoch(batches, validation)
-        bar.update()
-        if number + 1 == options.epochs or (number + 1) % -(-options.epochs // LINES) == 0:
+    epochs = len(runs[0].steps)
+    for number in range(epochs):
+        if number + 1 == epochs or (number + 1) % -(-epochs // LINES) == 0:
             line = f"{number + 1:>7}"
-            line += "  " + "".join(f"{run.steps[-1][:, 0].mean():>{width}.4f}" for run in runs)
-            line += "  " + "".join(f"{run.validation[-1][0]:>{width}.4f}" for run in runs)
-            line += "  " + "".join(f"{run.validation[-1][1]:>{width}.1%}" for run in runs)
+            line += "  " + "".join(f"{run.steps[number][:, 0].mean():>{width}.4f}" for run in runs)
+            line += "  " + "".join(f"{run.validation[number][0]:>{width}.4f}" for run in runs)
+            line += "  " + "".join(f"{run.validation[number][1]:>{width}.1%}" for run in runs)
             bar.write(line)
-    for run in runs:
-        run.test(held_back(task.tests))
 
 
 def print_parity(options: Options, recordings: Utterances) -> None:
@@ -313,21 +383,30 @@ def losses_apart(ours: Run, theirs: Run) -> np.ndarray:
     return np.abs(losses[0] - losses[1]).max(axis=1)
 
 
-def print_time(results: Sequence[Sequence[Run]], compilation: float) -> None:
+def print_time(results: Sequence[Sequence[Run]], compilation: Compilation) -> None:
     print("\nTime")
-    first = f"{compilation:.1f} s to compile once, then "
+    first = f"{compilation.seconds:.1f} s to compile once, then "
     for runs in zip(*results, strict=True):
-        median = statistics.median(second for run in runs for second in run.seconds)
-        print(f"  {runs[0].side.name:<9}{first}{1000 * median:.0f} ms an epoch (median)")
+        seconds = [second for run in runs for second in run.seconds]
+        told = (
+            f"{1000 * statistics.median(seconds):.0f} ms an epoch (median)"
+            if seconds
+            else ("no epoch was left to train")
+        )
+        print(f"  {runs[0].side.name:<9}{first}{told}")
         first = ""
+    print(f"  {compilation.steps} compilations of JAX's training step, {SHAPES} at most")
 
 
-def save(options: Options, tasks: Sequence[Task], results: Sequence[Sequence[Run]]) -> None:
+def save(
+    options: Options, tasks: Sequence[Task], results: Sequence[Sequence[Run]], folder: Path
+) -> None:
     """Writes weights and figure, and reads the weights back into every framework there is."""
     print("\nWritten")
     for task, runs in zip(tasks, results, strict=True):
         path = options.out / f"weights_seed{task.seed}.safetensors"
         interchange.save_safetensors(runs[0].side.model, path)
+        print(f"  {folder / f'seed{task.seed}' / METRICS}")
         print(f"  {path}\n{read_back(options, path, task, runs)}")
     path = options.out / "curves.png"
     runs = results[0]
@@ -370,9 +449,4 @@ def read_back(options: Options, path: Path, task: Task, runs: Sequence[Run]) -> 
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Options)
-    try:
-        chosen.check()
-    except ValueError as error:
-        sys.exit(str(error))
-    main(chosen)
+    launch(Options, main)

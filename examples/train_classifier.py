@@ -12,27 +12,29 @@ dropout, where they may differ as two runs do, and without, where only rounding 
 
 `--solve` then asks what it takes to get the same 200 validation sequences all right; how is told
 in `curriculum.py`. They are never trained on, nothing is stopped or picked by them, and a run is
-scored on them once, when it is over.
+scored on them once, when it is over. That part can be killed, and resumed with --resume to the
+same bits. The experiment as written goes through both frameworks, and through `jaxrnn.training.fit`
+in neither: it is thirty steps, and is done again.
 """
 
 import dataclasses
 import importlib.util
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import curriculum
 import numpy as np
 import optax
-import tyro
 from flax import nnx
-from output import make_folder, new_figure, save_figure
 from tqdm import tqdm
 
+import curriculum
 from jaxrnn import data, interchange, models, training
 from jaxrnn.data import Batch
+from options import launch, require, require_counts, require_rate
+from output import make_folder, new_figure, save_figure
+from runs import begin
 
 VOCABULARY = 50
 SIZES = (VOCABULARY, 32, 64, 2, 2)  # the notebook's: embedding, hidden units, classes, layers
@@ -67,23 +69,20 @@ class Options:
     """To solve it: hidden units of the cell."""
     learning_rate: float = 5e-3
     """To solve it: of Adam."""
+    resume: bool = False
+    """To solve it: go on where a killed command with the same options stood."""
     out: Path = Path("runs/train_classifier")
-    """Folder for the figures."""
+    """Folder for the figures, and to solve it for metrics and checkpoints."""
 
     def check(self) -> None:
         """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
-
-        def require(holds: bool, name: str, what: str) -> None:
-            if not holds:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} must be {what}, got {getattr(self, name)}.")
-
-        for name in ("epochs", "seeds", "max_steps", "batch_size", "hidden_size"):
-            require(getattr(self, name) >= 1, name, "1 or more")
+        require_counts(self, "epochs", "seeds", "max_steps", "batch_size", "hidden_size")
         rising = sorted({0, *self.stages}) == [0, *self.stages]
-        require(len({*self.cells}) == len(self.cells) > 0, "cells", "one or more, each once")
-        require(rising and self.stages[-1:] == (20,), "stages", "rising from 1 or more to 20")
-        require(0 < self.learning_rate < float("inf"), "learning_rate", "more than 0")
+        once = len({*self.cells}) == len(self.cells) > 0
+        require(self, once, "cells", "one or more, each once")
+        rising = rising and self.stages[-1:] == (20,)
+        require(self, rising, "stages", "rising from 1 or more to 20")
+        require_rate(self)
         if importlib.util.find_spec("torch") is None:
             raise ValueError("PyTorch, whose random numbers the data is, is not installed.")
         make_folder(self.out)
@@ -258,24 +257,30 @@ def solve(options: Options, validation: Batch) -> Path:
         f"Adam at {regime.learning_rate}, {regime.max_steps} steps at most."
     )
     runs = []
+    folder = begin(options)
     total = len(options.cells) * options.seeds
     with tqdm(unit="step", disable=None) as bar:
         for cell in options.cells:
             for seed in range(options.seeds):
                 bar.set_description(f"{cell}, run {len(runs) + 1} of {total}")
-                run = curriculum.learn(cell, seed, regime, bar.update)
+                kept = folder / f"{cell}_seed{seed}"
+                run = curriculum.learn(cell, seed, regime, kept, options.resume, bar.update)
                 run.right = round(
                     float(training.evaluate(run.model, [validation]).accuracy) * count
                 )
                 runs.append(run)
-    print(f"  {'':<6}{'seed':>4}{'validation right':>19}{'stages':>9}{'steps':>8}{'seconds':>10}")
+    columns = f"{'stages':>9}{'steps':>8}{'compiled':>11}{'seconds':>10}"
+    print(f"  {'':<6}{'seed':>4}{'validation right':>19}{columns}")
     for run in runs:
         stages = f"{len(run.ends)} of {len(regime.stages)}"
         print(
             f"  {run.cell:<6}{run.seed:>4}{f'{run.right} of {count}':>19}{stages:>9}"
-            f"{run.steps:>8}{run.seconds:>10.1f}"
+            f"{run.steps:>8}{run.compilations:>11}{run.seconds:>10.1f}"
         )
-    print("  Seconds of the first seed with compilation, one shape for each stage.\n")
+    print(
+        "  Compiled: training steps, at most one for each stage; other seeds use the first one's."
+    )
+    print("  Seconds with compilation.\n")
     for cell in options.cells:
         mine = [run for run in runs if run.cell == cell]
         solved = sum(run.right == count for run in mine)
@@ -290,9 +295,4 @@ def solve(options: Options, validation: Batch) -> Path:
 
 
 if __name__ == "__main__":
-    arguments = tyro.cli(Options)
-    try:
-        arguments.check()
-    except ValueError as error:
-        sys.exit(str(error))
-    main(arguments)
+    launch(Options, main)

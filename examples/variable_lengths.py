@@ -12,7 +12,6 @@ a busy machine slows all of them; compared are medians, within one framework eac
 import dataclasses
 import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import optax
-import tyro
 from flax import nnx
-from output import make_folder, new_figure, save_figure
 from tqdm import tqdm
 
 from jaxrnn import data, interchange, models, training
 from jaxrnn.data import Batch
+from options import launch, require, require_counts
+from output import make_folder, new_figure, save_figure
 
 VOCABULARY = 50
 EMBEDDING = 32
@@ -59,16 +58,11 @@ class Options:
 
     def check(self) -> None:
         """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
-
-        def require(holds: bool, name: str, what: str) -> None:
-            if not holds:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} must be {what}, got {getattr(self, name)}.")
-
-        for name in ("sequences", "batch_size", "hidden_size", "longest", "buckets", "passes"):
-            require(getattr(self, name) >= 1, name, "1 or more")
-        require(1 <= self.median < float("inf"), "median", "1 or more")
-        require(0 <= self.spread < float("inf"), "spread", "0 or more")
+        require_counts(
+            self, "sequences", "batch_size", "hidden_size", "longest", "buckets", "passes"
+        )
+        require(self, 1 <= self.median < float("inf"), "median", "1 or more")
+        require(self, 0 <= self.spread < float("inf"), "spread", "0 or more")
         if importlib.util.find_spec("torch") is None:
             raise ValueError("PyTorch, to compare with, is not installed.")
         make_folder(self.out)
@@ -114,7 +108,7 @@ def main(options: Options) -> None:
     lengths = np.clip(np.rint(drawn), 1, options.longest).astype(int)
     sequences = [rng.integers(1, VOCABULARY, length, np.int32) for length in lengths]
     labels = rng.integers(0, 2, options.sequences, np.int32)
-    edges = bucket_edges(lengths, options.buckets)
+    edges = data.bucket_edges(lengths, options.buckets)
     print(
         f"\nTraining steps on {options.sequences} sequences of {lengths.min()} to {lengths.max()} "
         f"steps, median {np.median(lengths):.0f}, in batches of {options.batch_size}"
@@ -161,11 +155,6 @@ def five_sequences() -> None:
             theirs, ours, embedded, lengths=np.array(lengths), dtype=dtype, steps=tokens.shape[1]
         )
         print(f"\n{report}")
-
-
-def bucket_edges(lengths: np.ndarray, count: int) -> list[int]:
-    """Rising numbers of steps with about as many sequences up to each as to the next."""
-    return sorted({int(e) for e in np.ceil(np.quantile(lengths, np.arange(1, count + 1) / count))})
 
 
 def without_lengths(batches: Sequence[Batch]) -> list[Batch]:
@@ -293,9 +282,4 @@ def draw(path: Path, ways: Sequence[Way], lengths: np.ndarray, edges: list[int])
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Options)
-    try:
-        chosen.check()
-    except ValueError as error:
-        sys.exit(str(error))
-    main(chosen)
+    launch(Options, main)

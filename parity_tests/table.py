@@ -1,9 +1,12 @@
-"""Prints the README's parity table: the worst errors against PyTorch, kind by kind.
+"""Prints the README's parity tables: the worst errors against PyTorch.
 
-python parity_tests/table.py            prints it
-python parity_tests/table.py --write    puts it into README.md
+Kind by kind of layer, and model by model of the notebook on its tasks.
+
+python parity_tests/table.py            prints them
+python parity_tests/table.py --write    puts them into README.md
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -12,10 +15,12 @@ import torch
 from flax import nnx
 
 import jaxrnn
-from jaxrnn.testing import compare, tolerance
+import notebook
+from jaxrnn.testing import Report, compare, tolerance
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- parity table -->\n", "<!-- end of parity table -->\n"
+NOTEBOOK_BEGIN, NOTEBOOK_END = "<!-- notebook table -->\n", "<!-- end of notebook table -->\n"
 
 KINDS = {
     "RNN, tanh": ("RNN", {}),
@@ -37,12 +42,20 @@ def errors(kind: str, dtype: str) -> dict[str, float]:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((STEPS, BATCH, INPUTS))
     lengths = rng.integers(1, STEPS + 1, BATCH)
-    report = compare(theirs, ours, x, lengths=lengths, dtype=dtype)
+    return worst(compare(theirs, ours, x, lengths=lengths, dtype=dtype))
+
+
+def worst(report: Report) -> dict[str, float]:
+    """The worst error of outputs and states, of losses, of gradients and of training."""
     if not report.ok:
         raise SystemExit(str(report))
-    gradients = [row.norm_relative for row in report.rows if row.kind == "gradient"]
-    others = [row.max_abs for row in report.rows if row.kind in ("output", "state")]
-    return {"output": max(others), "gradient": max(gradients)}
+    found: dict[str, float] = {}
+    for row in report.rows:
+        kind = "output" if row.kind == "state" else row.kind
+        # As judged: relative to the largest entry, but where it is below 1 absolute.
+        absolute = math.inf if kind == "gradient" else row.max_abs
+        found[kind] = max(min(absolute, row.norm_relative), found.get(kind, 0.0))
+    return found
 
 
 def table() -> str:
@@ -57,8 +70,8 @@ def table() -> str:
                 # A rounded sum on the other side of 0 changes relu's derivative by 1: no promise.
                 numbers.append("– | –")
                 continue
-            worst = errors(kind, dtype)
-            numbers.append(f"{worst['output']:.0e} | {worst['gradient']:.0e}")
+            found = errors(kind, dtype)
+            numbers.append(f"{found['output']:.0e} | {found['gradient']:.0e}")
         lines.append(f"| {kind} | " + " | ".join(numbers) + " |")
     promised = [
         f"{tolerance(d, STEPS, 'output'):.0e} | {tolerance(d, STEPS, 'gradient'):.0e}"
@@ -68,14 +81,61 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+# Of the notebook's table: a dtype and a kind of row, or a number of training steps in float64.
+COLUMNS = [
+    ("float64: outputs", ("float64", "output")),
+    ("loss", ("float64", "loss")),
+    ("gradients", ("float64", "gradient")),
+    ("one step", 1),
+    ("20 steps", 20),
+    ("float32: outputs", ("float32", "output")),
+    ("loss", ("float32", "loss")),
+    ("gradients", ("float32", "gradient")),
+]
+
+
+def notebook_errors(row: str) -> list[float]:
+    """A figure for each column."""
+    pair = notebook.Pair(row)
+    compared = {dtype: worst(pair.compare(dtype)) for dtype in ("float64", "float32")}
+    return [
+        worst(pair.train(what))["training"] if isinstance(what, int) else compared[what[0]][what[1]]
+        for _, what in COLUMNS
+    ]
+
+
+def notebook_promises() -> list[float]:
+    """The tolerance of each column."""
+    longest = 100  # steps; no task of the notebook has more
+    return [
+        tolerance("float64", what, "training")
+        if isinstance(what, int)
+        else tolerance(what[0], longest, what[1])
+        for _, what in COLUMNS
+    ]
+
+
+def notebook_table() -> str:
+    def line(name: str, figures: list[float]) -> str:
+        return f"| {name} | " + " | ".join(f"{figure:.0e}" for figure in figures) + " |"
+
+    names = [name for name, _ in COLUMNS]
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    lines += [line(row, notebook_errors(row)) for row in notebook.ROWS]
+    lines.append(line("*promised*", notebook_promises()))
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    text = table()
-    print(text, end="")
+    tables = [(BEGIN, END, table()), (NOTEBOOK_BEGIN, NOTEBOOK_END, notebook_table())]
+    print("\n".join(text for *_, text in tables), end="")
     if "--write" in sys.argv[1:]:
         readme = README.read_text()
-        before, rest = readme.split(BEGIN)
-        _, after = rest.split(END)
-        README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        for begin, end, text in tables:
+            before, rest = readme.split(begin)
+            _, after = rest.split(end)
+            readme = f"{before}{begin}\n{text}\n{end}{after}"
+        README.write_text(readme)
 
 
 if __name__ == "__main__":

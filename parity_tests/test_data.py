@@ -82,6 +82,18 @@ def test_shuffling_mixes_buckets():
 
 
 @settings(max_examples=50)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 9))
+def test_bucket_edges_hold_all_items_in_even_shares(lengths, count):
+    edges = data.bucket_edges(lengths, count)
+    assert edges == sorted(set(edges))
+    assert len(edges) <= count
+    assert edges[-1] == max(lengths)
+    for n in range(1, count + 1):
+        held = min(edge for edge in edges if edge >= np.quantile(lengths, n / count))
+        assert sum(length <= held for length in lengths) >= n / count * (len(lengths) - 1)
+
+
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 4), min_size=1, max_size=60),
     st.floats(0, 0.99),
@@ -118,6 +130,8 @@ def test_a_split_is_drawn_by_its_seed():
         (lambda: data.plan([1.5], 1), "needs integer lengths .* got float64"),
         (lambda: data.plan([3], 1, buckets=[2]), r"hold the longest item, 3 steps, got \[2\]"),
         (lambda: data.plan([3], 1, buckets=[4, 4]), r"needs rising buckets .* got \[4, 4\]"),
+        (lambda: data.bucket_edges([], 2), "at least one length and one bucket, got 0 and 2"),
+        (lambda: data.bucket_edges([1], 0), "at least one length and one bucket, got 1 and 0"),
         (lambda: data.batches([[1]], [0, 1], 1), r"a label for each of 1 sequences, got \(2,\)"),
     ],
 )

@@ -13,10 +13,12 @@ import jax
 import pytest
 
 import jaxrnn
+import jaxrnn.models
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-MODULES = sorted({"jaxrnn", *(m.name for m in pkgutil.walk_packages(jaxrnn.__path__, "jaxrnn."))})
+FOUND = {m.name for m in pkgutil.walk_packages(jaxrnn.__path__, "jaxrnn.")}
+MODULES = sorted({"jaxrnn", *FOUND} - {"jaxrnn.native.jaxrnn_native"})  # the kernel
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -88,21 +90,59 @@ def test_readme_names_only_commands_that_exist():
     for target in re.findall(r"\bmake (\w+)", README):
         assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"
     for path in re.findall(
-        r"`?((?:examples|benchmarks|jaxrnn|parity_tests|torch_ref)/[\w./]+)", README
+        r"`?((?:examples|benchmarks|jaxrnn|parity_tests|torch_ref)/[\w./-]+)", README
     ):
         assert (ROOT / path).exists(), path
+
+
+def rows_between(begin, end):
+    """The cells of a table in the README, its heading and the line under it left out."""
+    text = README.split(begin)[1].split(end)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line]
+    return {name: cells for name, *cells in rows[2:]}
+
+
+def assert_within(rows, promised):
+    for row in rows:
+        for figure, bound in zip(row, promised, strict=True):
+            assert figure == "–" or 0 <= float(figure) <= float(bound)
 
 
 def test_the_parity_table_in_the_readme_is_the_commands():
     """Its form is the command's, and no figure in it is beyond what is promised."""
     import table
 
-    text = README.split(table.BEGIN)[1].split(table.END)[0]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line]
-    assert [row[0] for row in rows[2:]] == [*table.KINDS, "*promised*"]
-    *measured, promised = [row[1:] for row in rows[2:]]
-    for row in measured:
-        assert len(row) == len(promised) == 2 * len(table.DTYPES)
-        for figure, bound in zip(row, promised, strict=True):
-            assert figure == "–" or 0 < float(figure) <= float(bound)
+    rows = rows_between(table.BEGIN, table.END)
+    assert list(rows) == [*table.KINDS, "*promised*"]
+    promised = rows.pop("*promised*")
+    assert len(promised) == 2 * len(table.DTYPES)
+    assert_within(rows.values(), promised)
     assert table.errors("GRU", "float64")["gradient"] <= float(promised[1])
+
+
+def test_the_notebooks_table_in_the_readme_is_the_commands():
+    import notebook
+    import table
+
+    rows = rows_between(table.NOTEBOOK_BEGIN, table.NOTEBOOK_END)
+    assert list(rows) == [*notebook.ROWS, "*promised*"]
+    promised = rows.pop("*promised*")
+    assert promised == [f"{bound:.0e}" for bound in table.notebook_promises()]
+    assert_within(rows.values(), promised)
+    measured = table.notebook_errors("`EfficientLSTM`, variable lengths")
+    assert_within([map(str, measured)], promised)
+    # Another machine rounds otherwise, so no figure is compared: they have the same size.
+    written = map(float, rows["`EfficientLSTM`, variable lengths"])
+    for figure, now in zip(written, measured, strict=True):
+        assert now <= 30 * max(figure, 1e-16)
+
+
+def test_the_notebooks_classes_and_tasks_have_their_rows():
+    import notebook
+
+    with_and_without = {(name, lengths) for name, _, _, lengths in notebook.ROWS.values()}
+    assert with_and_without >= {("SequenceClassifier", False), ("SequenceClassifier", True)}
+    names = {name for name, _ in with_and_without}
+    assert names == {name for name in jaxrnn.models.__all__ if name != "SpeakerClassifier"}
+    tasks = {task.__name__ for _, _, task, _ in notebook.ROWS.values()}
+    assert tasks == {"noise", "classification", "variable_lengths", "memory"}

@@ -92,12 +92,18 @@ def run(half, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("first", "dtype"),
-    [(0, jnp.float32), (1, jnp.float32), (3, jnp.float32), (1, jnp.bfloat16)],
+    ("first", "dtype", "save"),
+    [
+        (0, jnp.float32, {"save_every": 3}),
+        (1, jnp.float32, {"save_every": 3}),
+        (3, jnp.float32, {"save_every": 3}),
+        (3, jnp.float32, {"save_epochs": 2}),
+        (1, jnp.bfloat16, {}),
+    ],
 )
-def test_resumed_to_the_same_bits(tmp_path, held_back, first, dtype):
+def test_resumed_to_the_same_bits(tmp_path, held_back, first, dtype, save):
     whole, resumed = start(dtype=dtype), start(dtype=dtype)
-    settings = {"validation": held_back, "save_every": 3}
+    settings = {"validation": held_back, **save}
     expected = training.fit(*whole, epoch, epochs=4, folder=tmp_path / "a", **settings)
     training.fit(*resumed, epoch, epochs=first, folder=tmp_path / "b", **settings)
     # Other parameters and another state of dropout, all of which must be replaced.
@@ -134,6 +140,47 @@ def test_stopped_within_an_epoch(tmp_path, held_back):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == expected.records
         assert arrays(*resumed) == arrays(*whole)
+
+
+def test_checkpoints_every_few_epochs_and_at_the_end(tmp_path, monkeypatch):
+    written, save = [], checkpoints.save
+
+    def counted(folder, step, *rest):
+        written.append(step)
+        save(folder, step, *rest)
+
+    monkeypatch.setattr(checkpoints, "save", counted)
+    training.fit(*start(), epoch, epochs=5, folder=tmp_path, save_epochs=2)
+    assert written == [0, 10, 20, 25]
+    training.fit(*start(), epoch, epochs=5, folder=tmp_path, save_epochs=2, resume=True)
+    assert written == [0, 10, 20, 25]
+
+
+def test_a_run_ends_when_the_caller_has_seen_enough(tmp_path):
+    for resume in (False, True):
+        history = training.fit(
+            *start(),
+            epoch,
+            epochs=9,
+            until=lambda records: len(records) >= 15,
+            folder=tmp_path,
+            save_epochs=2,
+            resume=resume,
+        )
+        assert len(history["loss"]) == 15
+        assert checkpoints.steps(tmp_path / "checkpoints")[-1] == 15
+
+
+def test_each_record_is_in_the_file_before_the_next_step(tmp_path, held_back):
+    told = []
+
+    def log(record):
+        told.append(record)
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == told
+
+    training.fit(*start(), epoch, epochs=2, validation=held_back, folder=tmp_path, log=log)
+    assert len(told) == 2 * (len(epoch(0)) + 1)
 
 
 def test_a_finished_run_is_left_alone(run, held_back):
@@ -422,6 +469,7 @@ def test_old_checkpoints_go(tmp_path):
     [
         ({"epochs": -1}, r"`fit\(epochs\)` must be 0 or more, got -1."),
         ({"keep": 0}, r"`fit\(keep\)` must be 1 or more"),
+        ({"save_epochs": 0}, r"`fit\(save_epochs\)` must be 1 or more"),
         ({"patience": 3}, r"`fit\(patience\)` needs a `validation`"),
         ({"resume": True}, "needs the `folder`"),
         ({"watch": "F1"}, "accuracy"),  # in our words, or in those of the checker of types

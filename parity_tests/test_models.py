@@ -11,9 +11,9 @@ import torch
 from flax import nnx
 
 import torch_ref.models
-import torch_ref.training
 from jaxrnn import interchange, models, strategies, training
-from jaxrnn.testing import assert_parity, compare_training
+from jaxrnn.testing import assert_parity
+from twins import compare_classifiers
 
 B, T, I, H, O, V = 4, 6, 5, 5, 3, 9  # I = H: a transposed or misplaced matrix has the right shape
 RNG = np.random.default_rng(0)
@@ -100,39 +100,12 @@ def test_outputs_loss_and_gradients_are_pytorchs(case, dtype):
     assert gradients >= set(theirs.state_dict())
 
 
-def clipped_sgd(max_norm):
-    def make(parameters):
-        optimizer = torch.optim.SGD(parameters, lr=0.1)
-        return torch_ref.training.clip_grad_norm(optimizer, max_norm)
-
-    return make
-
-
 def train(case, steps, clip, max_norm=0.1):
-    """`compare_training` on two batches: no states, a cross entropy on the last output."""
+    """On two batches, with no states given."""
     name, arguments, (inputs, *_), lengths = CASES[case]
-    theirs, ours = twins(name, *arguments)
     batches = [(inputs, LABELS), (inputs[::-1].copy(), LABELS)]
-
-    def logits(module, inputs):
-        output = module(inputs) if lengths is None else module(inputs, lengths)
-        return output[0][:, -1] if isinstance(output, tuple) else output
-
-    def their_loss(module, inputs, labels):
-        return torch.nn.functional.cross_entropy(logits(module, inputs), labels)
-
-    def our_loss(module, inputs, labels):
-        return training.cross_entropy(logits(module, inputs), labels)
-
-    return compare_training(
-        theirs,
-        ours,
-        batches,
-        clipped_sgd(max_norm),
-        optax.chain(clip(max_norm), optax.sgd(0.1)),
-        steps=steps,
-        torch_call=their_loss,
-        jax_call=our_loss,
+    return compare_classifiers(
+        *twins(name, *arguments), batches, steps, lengths=lengths, clip=clip, max_norm=max_norm
     )
 
 

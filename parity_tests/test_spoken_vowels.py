@@ -73,10 +73,16 @@ def test_both_frameworks(tmp_path):
     assert re.search(r"JAX +\d+\.\d s to compile once, then \d+ ms an epoch", output)
     assert re.search(r"PyTorch +\d+ ms an epoch", output)
 
+    assert numbers(output, "2 compilations of JAX's training step,") == [2]
     files = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
-    assert files == {"weights_seed0.safetensors", "weights_seed1.safetensors", "curves.png"}
-    for name in files:
+    written = {"weights_seed0.safetensors", "weights_seed1.safetensors", "curves.png"}
+    assert files == {*written, "runs"}
+    for name in written:
         assert str(tmp_path / "new" / "folder" / name) in output
+    metrics = tmp_path / "new" / "folder" / "runs" / "seed1" / "metrics.jsonl"
+    # Three batches and a validation in each epoch.
+    assert metrics.read_text().count("\n") == 2 * 4
+    assert str(metrics) in output
     weights = safetensors.numpy.load_file(tmp_path / "new" / "folder" / "weights_seed1.safetensors")
     assert weights["lstm.weight_hh_l0_reverse"].shape == (16, 4)
     assert weights["fc.weight"].shape == (9, 8)
@@ -93,6 +99,16 @@ def test_jax_alone_without_torch(tmp_path):
     assert len(numbers(result.stdout, "2 ")) == 3
     assert "read back into JAX: the same test logits, bit for bit" in result.stdout
     assert_png(tmp_path / "curves.png")
+
+    resumed = run(*SMALL, "--no-torch", "--out", tmp_path, "--resume", blocked=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "no epoch was left to train" in resumed.stdout
+    for line in ("2 ", "seed 0 "):
+        assert numbers(resumed.stdout, line) == numbers(result.stdout, line)
+    refused = run(*SMALL, "--no-torch", "--layers", 2, "--out", tmp_path, "--resume", blocked=True)
+    assert refused.returncode == 1
+    assert refused.stderr.strip().endswith("was begun with --layers 1, not 2.")
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_without_torch_it_says_what_to_do(tmp_path):
@@ -131,6 +147,7 @@ def test_help_explains_every_option_and_its_default():
         "--noise FLOAT",
         "--offset FLOAT",
         "--validation FLOAT",
+        "--resume, --no-resume",
         "--out PATH",
         "--torch, --no-torch",
     ):

@@ -1,12 +1,15 @@
 """`examples/train_classifier.py` and `compare_cells.py` as a user runs them, and their parts."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+import jaxrnn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ["train_classifier", "compare_cells"]
@@ -80,13 +83,15 @@ def test_train_classifier(tmp_path):
     assert output.count("no better than guessing") == 2
     ran, summary = numbers(output, "GRU ")
     assert ran[0] == 0
-    assert ran[2:6] == [200, 0, 1, 3]  # of 200, no stage of 1 ended, 3 steps
+    assert ran[2:7] == [200, 0, 1, 3, 1]  # of 200, no stage of 1 ended, 3 steps, 1 compilation
+    kept = tmp_path / "new" / "runs" / "GRU_seed0" / "up_to_20"
+    assert (kept / "metrics.jsonl").read_text().count("\n") == 3
     assert summary[:4] == [200, 0, 1, 3]
     assert_png(tmp_path / "new" / "as_written.png")
     assert_png(tmp_path / "new" / "solved.png")
 
 
-def test_a_curriculum_ends_when_its_own_batches_are_right():
+def test_a_curriculum_ends_when_its_own_batches_are_right(tmp_path):
     import curriculum
 
     regime = curriculum.Regime(
@@ -97,17 +102,26 @@ def test_a_curriculum_ends_when_its_own_batches_are_right():
         learning_rate=1e-2,
         max_steps=500,
     )
-    batch = regime.fresh(np.random.default_rng(0), stage=1)
+    batch = regime.fresh(0, stage=1)
     assert batch.inputs.shape == (64, 3)
     assert set(batch.lengths) == {1, 2, 3}
     np.testing.assert_array_equal((batch.inputs > 0).sum(axis=1), batch.lengths)
     np.testing.assert_array_equal(batch.inputs.sum(axis=1) % 2, batch.labels)
 
     told = []
-    learnt = curriculum.learn("GRU", 0, regime, told.append)
+    learnt = curriculum.learn("GRU", 0, regime, tmp_path, False, told.append)
     assert len(learnt.ends) == 2
     assert learnt.ends[-1] == learnt.steps == sum(told) < 500
     assert learnt.accuracies[-20:] == [1.0] * 20
+    assert learnt.compilations <= 2
+
+    # A run whose last stage is gone is as one killed before it: it ends with the same bits.
+    shutil.rmtree(tmp_path / "up_to_3")
+    resumed = curriculum.learn("GRU", 0, regime, tmp_path, True, told.append)
+    assert resumed.accuracies == learnt.accuracies
+    assert resumed.ends == learnt.ends
+    for name, array in jaxrnn.state_dict(resumed.model.rnn).items():
+        np.testing.assert_array_equal(array, jaxrnn.state_dict(learnt.model.rnn)[name])
 
 
 def test_compare_cells(tmp_path):

@@ -1,0 +1,43 @@
+"""What the command lines of the examples share: one sentence for an option that cannot be."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+
+def require(options: Any, holds: bool, name: str, what: str) -> None:
+    """Raises ValueError, in one sentence, where an option is not what it must be."""
+    if not holds:
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"{flag} must be {what}, got {getattr(options, name)}.")
+
+
+def require_counts(options: Any, *names: str) -> None:
+    for name in names:
+        require(options, getattr(options, name) >= 1, name, "1 or more")
+
+
+def require_rate(options: Any) -> None:
+    """That the learning rate is one."""
+    good = 0 < options.learning_rate < float("inf")
+    require(options, good, "learning_rate", "more than 0")
+
+
+def require_module(name: str, sentence: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        raise ValueError(sentence) from None
+
+
+def launch(options: type, main: Callable[[Any], None]) -> None:
+    """`main` with the options of the command line, or one sentence and exit code 1."""
+    chosen = tyro.cli(options)
+    try:
+        chosen.check()
+    except ValueError as error:
+        sys.exit(str(error))
+    main(chosen)

@@ -1,0 +1,141 @@
+"""`examples/appliances.py` as a user runs it, killed and resumed, and its parts."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+# With one batch for each bucket there is little to compile.
+SMALL = ["--seeds", "2", "--epochs", "2", "--hidden-size", "4", "--frame", "50"]
+SMALL += ["--buckets", "2", "--batch-size", "500"]
+
+
+@pytest.fixture(autouse=True)
+def examples_importable(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+def command(*arguments):
+    return [sys.executable, "-W", "error", EXAMPLES / "appliances.py", *map(str, arguments)]
+
+
+def finished(*arguments):
+    result = subprocess.run(command(*arguments), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""  # no progress bar where there is no terminal
+    return result.stdout
+
+
+def numbers(output, beginning):
+    """The numbers of the first line that begins so."""
+    (line, *_) = [
+        line for line in map(str.strip, output.splitlines()) if line.startswith(beginning)
+    ]
+    return [float(n) for n in re.findall(r"\d+(?:\.\d+)?", line.removeprefix(beginning))]
+
+
+def seeds(output):
+    """For each seed: epochs, best, validation, test, without compilations and seconds."""
+    return [numbers(output, f"seed {seed}")[:4] for seed in (0, 1)]
+
+
+def test_it_says_and_writes_what_it_found_and_resumes_a_killed_run(tmp_path):
+    output = finished(*SMALL, "--out", tmp_path / "new")
+    assert "training set   537 traces of 100 to 1344 steps, 20% of them for validation" in output
+    assert "test set       537 traces of 134 to 1000 steps" in output
+    assert "mean of 2 seeds" in output
+    compilations = [numbers(output, f"seed {seed}")[4] for seed in (0, 1)]
+    assert 1 <= compilations[0] <= 4
+    assert compilations[1] <= 4
+    assert "so 4 at most" in output
+    mean, _, low, high = numbers(output, "GRU   ")
+    tests = [row[3] for row in seeds(output)]
+    assert (low, high) == (min(tests), max(tests))
+    assert mean == pytest.approx(np.mean(tests), abs=0.11)
+    assert numbers(output, "one nearest neighbour, Euclidean")[0] == 73.2
+    assert "not all seeds are better" in output
+    assert "1-NN with DTW 83.4%" in output
+    png = (tmp_path / "new" / "confusion.png").read_bytes()
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(png) > 10_000
+    metrics = tmp_path / "new" / "runs" / "seed1" / "metrics.jsonl"
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert sum("validation_loss" in record for record in records) == 2
+    assert sum("loss" in record for record in records) == records[-1]["step"]
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(*SMALL, "--out", killed), stdout=subprocess.DEVNULL)
+    lines = killed / "runs" / "seed1" / "metrics.jsonl"
+    while not (lines.exists() and lines.stat().st_size) and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = finished(*SMALL, "--out", killed, "--resume")
+    assert seeds(resumed) == seeds(output)
+    assert lines.read_bytes() == metrics.read_bytes()
+
+
+def test_what_cannot_be_resumed_takes_one_sentence(tmp_path, monkeypatch):
+    import runs
+
+    def refuse(*arguments, **settings):
+        raise ValueError("of another model")
+
+    monkeypatch.setattr(runs.training, "fit", refuse)
+    with pytest.raises(SystemExit, match="of another model"):
+        runs.fit(tmp_path, True)
+    with pytest.raises(ValueError, match="of another model"):  # a mistake, to be shown in full
+        runs.fit(tmp_path, False)
+
+
+def test_frames_begin_where_they_are_told_and_lose_no_whole_frame():
+    import plaid
+
+    traces = plaid.Traces([np.arange(1.0, 31), np.arange(100.0, 125)], np.array([0, 1]))
+    assert traces.steps(5).tolist() == [5, 4]
+    framing = plaid.Framing(traces, 5)
+    first, second = framing.sequences(traces)
+    later, _ = framing.sequences(traces, np.array([4, 0]))
+    assert first.shape == (5, 6)
+    assert second.shape == (4, 6)
+    np.testing.assert_array_equal(first[:, 4], later[:, 0])
+    np.testing.assert_array_equal(np.ravel(first[:, :5])[4:], np.ravel(later[:, :5])[:21])
+    assert first[0, 5] == first[-1, 5] < second[0, 5]  # the level
+
+
+def test_the_nearest_neighbour_is_that_of_the_stretched_traces():
+    import plaid
+
+    ramps = plaid.Traces([np.linspace(0, 1, 9), np.linspace(1, 0, 5)], np.array([3, 7]))
+    tests = plaid.Traces([np.linspace(0.9, 0, 17), np.linspace(0, 2, 3)], np.array([7, 3]))
+    assert plaid.nearest_neighbour(ramps, tests, 20).tolist() == [7, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"buckets": 0}, "--buckets must be 1 or more, got 0."),
+        ({"frame": 51}, "--frame must be between 1 and 50, got 51."),
+        ({"dropout": 1.0}, "--dropout must be 0 or more and below 1, got 1.0."),
+        ({"out": Path("/dev/null/x")}, "--out /dev/null/x cannot be made: Not a directory."),
+    ],
+)
+def test_bad_options_get_a_sentence(options, sentence):
+    import appliances
+
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        appliances.Options(**options).check()
+
+
+def test_help():
+    shown = finished("--help")
+    assert "--resume" in shown
+    assert "--cell" in shown

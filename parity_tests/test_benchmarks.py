@@ -1,0 +1,136 @@
+"""`benchmarks/run.py` runs as a user runs it, on two tiny points, and writes what it says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+JAX_PEERS = {"default", "native", "flax", "keras"}
+POINT = {"cell": "lstm", "lengths": "ragged", "batch": 4, "steps": 5, "inputs": 3, "hidden": 4}
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, BENCHMARKS / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def finished(script, *arguments):
+    done = run(script, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder and what was printed."""
+    folder = tmp_path_factory.mktemp("bench") / "new"
+    small = ["--shapes", 4, 5, 3, 4, "--cells", "lstm", "--lengths", "ragged", "--seconds", 0.01]
+    peers = ["--peers", *sorted(JAX_PEERS)]
+    shown = finished("run.py", *small, *peers, "--no-studies", "--name", "tiny", "--out", folder)
+    return folder, shown
+
+
+def test_what_is_written(written):
+    folder, shown = written
+    names = {path.suffix: path for path in folder.iterdir()}
+    assert set(names) == {".json", ".md", ".png"}
+    assert names[".png"].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    results = json.loads(names[".json"].read_text())
+    assert results["calibration"]["peak"] > 1e8
+    assert 0 < results["calibration"]["tau"] < 1e-6
+    assert results["environment"]["versions"]["torch"]
+
+    for peer, why in results["absent"].items():
+        print(f"{peer} took no part: {why}")
+        assert f"Left out: {peer}. {why}" in shown
+    assert results["absent"].keys() <= {"native", "keras"}
+    there = JAX_PEERS - results["absent"].keys()
+    assert [row["point"]["mode"] for row in results["points"]] in (
+        ["inference", "training"],
+        ["training", "inference"],
+    )
+    report = names[".md"].read_text()
+    for row in results["points"]:
+        assert row["point"].items() >= POINT.items()
+        assert set(row["seconds"]) == {"torch", *there}
+        assert len({len(times) for times in row["seconds"].values()}) == 1
+        assert min(min(times) for times in row["seconds"].values()) > 0
+        assert row["disagree"] == {}
+        assert max(row["error"].values()) <= 1
+        assert {row["compilations"][peer] for peer in there} == {1}
+        assert row["compilations_later"] == 0
+        assert row["floor"] > 0
+
+        theirs, ours = (np.array(row["seconds"][peer]) for peer in ("torch", "default"))
+        low, middle, high = np.percentile(theirs / ours, [25, 50, 75])
+        line = f"| lstm {row['point']['mode']} ragged B=4 T=5 I=3 H=4 | {len(ours)} |"
+        (found,) = [text for text in report.splitlines() if text.startswith(line)]
+        assert f"| {middle:.2f} [{low:.2f}, {high:.2f}] |" in found
+    assert "| LSTM, dense |" not in shown
+    assert "| ragged | 2 |" in shown
+
+
+def test_resuming_measures_nothing_twice(written):
+    folder, _ = written
+    (path,) = folder.glob("*.json")
+    before = json.loads(path.read_text())
+    same = ["--shapes", 4, 5, 3, 4, "--cells", "lstm", "--lengths", "ragged"]
+    finished("run.py", *same, "--no-studies", "--seconds", 0.01, "--resume", path)
+    after = json.loads(path.read_text())
+    for old, new in zip(before["points"], after["points"], strict=True):
+        assert new | {"floor": 0} == old | {"floor": 0}
+    assert after["calibration"]["peak"] >= before["calibration"]["peak"]
+    assert after["calibration"]["tau"] <= before["calibration"]["tau"]
+
+    path.write_text(json.dumps(before | {"environment": {"cpu": "another"}}))
+    done = run("run.py", *same, "--no-studies", "--resume", path)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("is of another machine or other versions.")
+
+
+def test_who_is_unknown_is_told():
+    done = run("run.py", "--peers", "default", "nobody")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(
+        "scan, native, reference, checkpoint, flax, keras, got nobody."
+    )
+    assert done.stdout == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the footprint is read from /proc")
+def test_the_footprint_of_a_training_step():
+    point = POINT | {"mode": "training", "steps": 200, "batch": 64, "hidden": 32}
+    for peer in ("torch", "default"):
+        report = json.loads(finished("footprint.py", peer, json.dumps(point)))
+        assert 2 < report["mib"] < 500  # the inputs' gradient and what was kept of every step
+        assert ("xla_mib" in report) == (peer == "default")
+
+
+def test_a_swapped_gate_disagrees(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import cases
+    import points
+
+    case = cases.make(points.Point(**POINT, mode="training"))
+    right = {"weight_hh_l0": case.weights["weight_hh_l0"]}
+    assert cases.worst_error(case, right, right) == 0
+    swapped = {"weight_hh_l0": np.roll(right["weight_hh_l0"], 4, axis=0)}
+    assert cases.worst_error(case, right, swapped) > 100
+    nothing = {"weight_hh_l0": np.full_like(right["weight_hh_l0"], np.nan)}
+    assert cases.worst_error(case, right, nothing) == np.inf
+
+
+def test_the_readme_has_the_commands_table():
+    begin, end = "<!-- table of times -->\n\n", "\n<!-- end of table of times -->"
+    text = (ROOT / "README.md").read_text().split(begin)[1].split(end)[0]
+    assert text == finished("readme.py")
