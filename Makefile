@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
+KERNEL := $(wildcard jaxrnn/native/*.cc jaxrnn/native/*.h) jaxrnn/native/CMakeLists.txt
 
 .PHONY: demo test bench lint parity sanitize clean
 
@@ -34,7 +35,7 @@ sanitize: $(READY)
 	  && build/$$kind/jaxrnn_check || exit 1; \
 	done
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(KERNEL)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "jaxrnn needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -9,15 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxrnn
-from jaxrnn import strategies
+from jaxrnn import native, strategies
 
 T, B, I, H = 6, 4, 3, 5
 LAYERS = {
     "RNN": (jaxrnn.RNN, {"nonlinearity": "relu"}),
     "GRU": (jaxrnn.GRU, {"num_layers": 2, "bidirectional": True}),
-    "LSTM": (jaxrnn.LSTM, {"num_layers": 2, "bidirectional": True, "proj_size": 2}),
+    "LSTM": (jaxrnn.LSTM, {"bidirectional": True}),
+    "projected LSTM": (jaxrnn.LSTM, {"num_layers": 2, "bidirectional": True, "proj_size": 2}),
 }
-STRATEGIES = [strategies.Reference(), strategies.Scan()]
+STRATEGIES = [
+    strategies.Reference(),
+    strategies.Scan(),
+    *([strategies.Native()] if native.load() else []),
+]
 GARBAGE = [np.nan, np.inf, -np.inf, 3e38, 1e300, 0.0]
 
 every_layer = pytest.mark.parametrize("kind", LAYERS)
@@ -37,6 +42,8 @@ def setup(kind, strategy):
     """The module, its jitted value and gradients, and inputs: built once for all examples."""
     if (kind, strategy) not in _built:
         cls, options = LAYERS[kind]
+        if options.get("proj_size") and isinstance(strategy, strategies.Native):
+            pytest.skip("the kernel has no projections")
         module = cls(I, H, **options, strategy=strategy, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
         rng = np.random.default_rng(0)
         x = rng.standard_normal((T, B, I))

@@ -259,12 +259,13 @@ JAXRNN_INLINE int64_t first_row(int64_t panel, int v, int64_t hidden) {
   return (C::kUnits > 1 ? 0 : v) * hidden + first_unit<T, C>(panel, v);
 }
 
-// The rows of a member's group, and which of them have a step at t.
+// The rows of a group, which of them have a step at t, and which share of the units a member has.
 struct Group {
   const int32_t* rows;
   int64_t size;
   const uint8_t* mask;
   int64_t batch;
+  int part, parts;
 
   // Positions in `rows`, in `active`; those without a step in `idle`, from its end.
   int64_t at(int64_t t, int32_t* active) const {
@@ -279,9 +280,14 @@ struct Group {
   }
 };
 
-Group group_of(const Plan& plan, const Schedule& schedule, const uint8_t* mask, int64_t batch, int member) {
-  const int g = member / plan.parts;
-  return {schedule.order + schedule.begin[g], schedule.begin[g + 1] - schedule.begin[g], mask, batch};
+// Calls f for each group that a member walks, or helps to walk.
+template <class F>
+void for_groups(const Plan& plan, const Schedule& schedule, const uint8_t* mask, int64_t batch, int member,
+                F&& f) {
+  const int parts = plan.parts();
+  for (int g = member / parts; g < plan.groups; g += plan.members / parts)
+    f(Group{schedule.order + schedule.begin[g], schedule.begin[g + 1] - schedule.begin[g], mask, batch,
+            member % parts, parts});
 }
 
 template <class T>
@@ -403,19 +409,12 @@ __attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel
 }
 
 template <class T, class C>
-void run_forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
-                 int member) {
+void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T* wh, const T* bias,
+                  Workspace& work, int member) {
   constexpr int L = kLanes<T>;
   const Shape& s = f.shape;
   const int64_t panels = ceil_div(s.hidden, C::kUnits * L);
-  T* wx = static_cast<T*>(shared_memory(work, kInputPanels));
-  T* wh = static_cast<T*>(shared_memory(work, kHiddenPanels));
-  T* bias = static_cast<T*>(shared_memory(work, kBiases));
-  for (int64_t p = member; p < panels; p += plan.members()) pack_forward<T, C>(f, wx, wh, bias, p);
-
-  const Group group = group_of(plan, schedule, f.mask, s.batch, member);
-  const int part = member % plan.parts;
-  const int64_t p0 = panels * part / plan.parts, p1 = panels * (part + 1) / plan.parts;
+  const int64_t p0 = panels * group.part / group.parts, p1 = panels * (group.part + 1) / group.parts;
   const int64_t u0 = min(p0 * C::kUnits * L, s.hidden), u1 = min(p1 * C::kUnits * L, s.hidden);
   const T** h = static_cast<const T**>(private_memory(work, member, group.size * int64_t(sizeof(T*))));
   int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
@@ -432,13 +431,12 @@ void run_forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule
   T* gx = nullptr;
   int32_t* steps = nullptr;
   if (hoist && group.size > 0 && p1 > p0) {
-    const int64_t step_bytes = group.size * (p1 - p0) * width * int64_t(sizeof(T));
-    chunk = min<int64_t>(s.steps, min<int64_t>(64, 6 + (256 << 10) / step_bytes));
+    const int64_t step_bytes = group.size * panels * width * int64_t(sizeof(T));
+    chunk = min<int64_t>(s.steps, min<int64_t>(64, 6 + (512 << 10) / step_bytes));
     capacity = chunk * group.size;
     gx = static_cast<T*>(private_memory(work, member, capacity * (p1 - p0) * width * int64_t(sizeof(T))));
     steps = static_cast<int32_t*>(private_memory(work, member, capacity * 4));
   }
-  wait_for_all(work);
 
   ForwardStep<T> step{f, wx, wh, bias, group.rows, h, 0};
   int64_t projected = 0;
@@ -470,10 +468,24 @@ void run_forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule
       else
         copy<T>(y + u0, nullptr, u1 - u0);
     }
-    if (plan.parts > 1) wait_for_group(work, member / plan.parts);
+    if (group.parts > 1) wait_for_all(work);
   }
   for (int64_t j = 0; j < group.size; ++j)
     copy(f.h_last + group.rows[j] * s.hidden + u0, h[j] + u0, u1 - u0);
+}
+
+template <class T, class C>
+void run_forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
+                 int member) {
+  const int64_t panels = ceil_div(f.shape.hidden, C::kUnits * kLanes<T>);
+  T* wx = static_cast<T*>(shared_memory(work, kInputPanels));
+  T* wh = static_cast<T*>(shared_memory(work, kHiddenPanels));
+  T* bias = static_cast<T*>(shared_memory(work, kBiases));
+  for (int64_t p = member; p < panels; p += plan.members) pack_forward<T, C>(f, wx, wh, bias, p);
+  wait_for_all(work);
+  for_groups(plan, schedule, f.mask, f.shape.batch, member, [&](const Group& group) {
+    walk_forward<T, C>(f, group, wx, wh, bias, work, member);
+  });
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -549,17 +561,12 @@ __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t pa
 }
 
 template <class T, class C, int N>
-void adjoint_recurrence(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
-                        int member) {
+void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& group, const T* packed,
+                  Workspace& work, int member) {
   const Shape& s = f.shape;
   const int64_t depth = C::kGates * s.hidden, width = N * kLanes<T>;
   const int64_t panels = ceil_div(s.hidden, width);
-  T* packed = static_cast<T*>(shared_memory(work, kBackPanels));
-  pack_plain(packed, f.w_hh, depth, s.hidden, width, member, plan.members());
-
-  const Group group = group_of(plan, schedule, f.mask, s.batch, member);
-  const int part = member % plan.parts;
-  const int64_t p0 = panels * part / plan.parts, p1 = panels * (part + 1) / plan.parts;
+  const int64_t p0 = panels * group.part / group.parts, p1 = panels * (group.part + 1) / group.parts;
   const int64_t u0 = min(p0 * width, s.hidden), u1 = min(p1 * width, s.hidden);
   const T** next = static_cast<const T**>(private_memory(work, member, group.size * int64_t(sizeof(T*))));
   int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
@@ -571,7 +578,6 @@ void adjoint_recurrence(const Adjoint<T>& f, const Plan& plan, const Schedule& s
     copy(f.dh0 + b * s.hidden + u0, f.d_h + b * s.hidden + u0, u1 - u0);
     if (f.dc0) copy(f.dc0 + b * s.hidden + u0, f.d_c + b * s.hidden + u0, u1 - u0);
   }
-  wait_for_all(work);
 
   AdjointStep<T> step{f, packed, schedule.previous, group.rows, next, 0};
   auto run = [&](int64_t count) {
@@ -584,7 +590,7 @@ void adjoint_recurrence(const Adjoint<T>& f, const Plan& plan, const Schedule& s
     run(count);
     for (int64_t i = 0; i < count; ++i)
       next[active[i]] = f.gates + (t * s.batch + group.rows[active[i]]) * C::kSaved * s.hidden;
-    if (plan.parts > 1) wait_for_group(work, member / plan.parts);
+    if (group.parts > 1) wait_for_all(work);
   }
   step.t = -1;
   for (int64_t j = 0; j < group.size; ++j) active[j] = int32_t(j);
@@ -658,7 +664,7 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
                       int member) {
   const Shape& s = f.shape;
   const int64_t rows = C::kGates * s.hidden, H = s.hidden;
-  const int64_t m0 = rows * member / plan.members(), m1 = rows * (member + 1) / plan.members();
+  const int64_t m0 = rows * member / plan.members, m1 = rows * (member + 1) / plan.members;
   auto padded = [](int64_t n) { return n + 4 * kLanes<T>; };
   auto space = [&](int64_t n) {
     return static_cast<T*>(private_memory(work, member, n * int64_t(sizeof(T))));
@@ -721,21 +727,24 @@ void input_gradient(const Adjoint<T>& f, const Plan& plan, const Schedule& sched
                     int member) {
   const Shape& s = f.shape;
   const T* panels = static_cast<const T*>(shared_memory(work, kInputBackPanels));
-  const int64_t all = s.steps * s.batch, members = plan.members();
+  const int64_t all = s.steps * s.batch, members = plan.members;
   if (f.mask)
     for (int64_t i = all * member / members; i < all * (member + 1) / members; ++i)
       if (!f.mask[i]) copy<T>(f.dx + i * s.inputs, nullptr, s.inputs);
-  const int64_t begin = schedule.count * member / members, end = schedule.count * (member + 1) / members;
+  // Runs of steps small enough that their cotangents stay in the cache while the panels pass.
+  constexpr int64_t length = 4 * kRows;
+  const int64_t runs = ceil_div(schedule.count, length);
   with_vectors(panel_vectors<T>(s.inputs), [&](auto n) {
     constexpr int N = n();
     const int64_t count = ceil_div(s.inputs, N * kLanes<T>);
-    // A run of steps small enough that its cotangents stay in the cache while the panels pass.
-    for (int64_t from = begin; from < end; from += 4 * kRows)
+    for (int64_t run = runs * member / members; run < runs * (member + 1) / members; ++run)
       for (int64_t p = 0; p < count; ++p)
-        for_blocks(min<int64_t>(4 * kRows, end - from), [&](auto r, int64_t at) {
+        for_blocks(min(length, schedule.count - run * length), [&](auto r, int64_t at) {
           int64_t steps[kRows];
-          for (int i = 0; i < r(); ++i)
-            steps[i] = schedule.steps ? schedule.steps[from + at + i] : from + at + i;
+          for (int i = 0; i < r(); ++i) {
+            const int64_t k = run * length + at + i;
+            steps[i] = schedule.steps ? schedule.steps[k] : k;
+          }
           input_block<T, C, N, r()>(f, panels, p, steps);
         });
   });
@@ -745,11 +754,18 @@ template <class T, class C>
 void run_adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
                  int member) {
   const Shape& s = f.shape;
+  const int64_t depth = C::kGates * s.hidden;
+  auto width = [](int64_t columns) { return panel_vectors<T>(columns) * kLanes<T>; };
+  T* back = static_cast<T*>(shared_memory(work, kBackPanels));
+  pack_plain(back, f.w_hh, depth, s.hidden, width(s.hidden), member, plan.members);
   if (f.dx)
-    pack_plain(static_cast<T*>(shared_memory(work, kInputBackPanels)), f.w_ih, C::kGates * s.hidden, s.inputs,
-               panel_vectors<T>(s.inputs) * kLanes<T>, member, plan.members());
+    pack_plain(static_cast<T*>(shared_memory(work, kInputBackPanels)), f.w_ih, depth, s.inputs,
+               width(s.inputs), member, plan.members);
+  wait_for_all(work);
   with_vectors(panel_vectors<T>(s.hidden), [&](auto n) {
-    adjoint_recurrence<T, C, n()>(f, plan, schedule, work, member);
+    for_groups(plan, schedule, f.mask, s.batch, member, [&](const Group& group) {
+      walk_adjoint<T, C, n()>(f, schedule, group, back, work, member);
+    });
   });
   wait_for_all(work);
   weight_gradients<T, C>(f, plan, schedule, work, member);

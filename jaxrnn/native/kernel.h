@@ -46,11 +46,13 @@ struct Adjoint {
   T *dx, *dw_ih, *dw_hh, *db_ih, *db_hh, *dh0, *dc0;  // dx may be null
 };
 
-// How `members` threads share the work: `groups` sets of rows, each walked by `parts` members that
-// own some of the units and wait for each other after every step.
+// How `members` threads share the work: `groups` sets of rows. One set is walked by all of them,
+// who own some of the units each and wait for each other after every step; of several, each member
+// walks every `members`-th. How rows fall into groups and blocks decides how sums are rounded, so
+// `groups` must not depend on how many threads came in time, and nothing else may either.
 struct Plan {
-  int groups, parts;
-  int members() const { return groups * parts; }
+  int groups, members;
+  int parts() const { return groups == 1 ? members : 1; }
 };
 
 // The rows of the batch in the order of their groups, and, with a mask, which steps there are.
@@ -69,7 +71,6 @@ class Workspace;
 void* shared_memory(Workspace&, int slot);
 void* private_memory(Workspace&, int member, int64_t bytes);  // 64-byte aligned
 void wait_for_all(Workspace&);
-void wait_for_group(Workspace&, int group);
 
 constexpr int kSlots = 6;
 

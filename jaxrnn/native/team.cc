@@ -15,7 +15,6 @@ void* private_memory(Workspace& work, int member, int64_t bytes) {
 }
 
 void wait_for_all(Workspace& work) { work.all_.wait(); }
-void wait_for_group(Workspace& work, int group) { work.groups_[size_t(group)].wait(); }
 
 #if defined(__x86_64__)
 extern const Build build_avx512, build_avx2;
@@ -47,7 +46,7 @@ struct Work {
   }
 };
 
-Work plan_work(const Shape& shape, const uint8_t* mask, const Plan& plan) {
+Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
   const int64_t batch = shape.batch;
   std::vector<int64_t> length(size_t(batch), shape.steps);
   Work work;
@@ -69,8 +68,8 @@ Work plan_work(const Shape& shape, const uint8_t* mask, const Plan& plan) {
   std::iota(longest.begin(), longest.end(), 0);
   std::stable_sort(longest.begin(), longest.end(),
                    [&](int32_t a, int32_t b) { return length[size_t(a)] > length[size_t(b)]; });
-  std::vector<std::vector<int32_t>> groups(static_cast<size_t>(plan.groups));
-  std::vector<int64_t> load(size_t(plan.groups), 0);
+  std::vector<std::vector<int32_t>> groups(static_cast<size_t>(count));
+  std::vector<int64_t> load(size_t(count), 0);
   for (int32_t b : longest) {
     size_t best = 0;
     for (size_t g = 1; g < groups.size(); ++g)
@@ -91,13 +90,13 @@ Work plan_work(const Shape& shape, const uint8_t* mask, const Plan& plan) {
 // waiting. With few rows the units are shared out instead, if a step is long enough to wait for,
 // and the recurrent weights of one thread then fit its cache.
 template <class T>
-Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int members) {
+int choose_groups(const Build& build, CellKind cell, const Shape& shape, int wanted) {
   const int64_t weights = gates(cell) * shape.hidden * shape.hidden * int64_t(sizeof(T));
-  const bool many_rows = shape.batch >= 2 * build.rows * members;
-  const bool can_split_rows = shape.batch >= members;
+  const bool many_rows = shape.batch >= 2 * build.rows * wanted;
+  const bool can_split_rows = shape.batch >= wanted;
   const bool large = weights > (can_split_rows ? 512 << 10 : 96 << 10);
-  if (!many_rows && large) return {1, members};
-  return {int(std::min<int64_t>(members, std::max<int64_t>(1, shape.batch))), 1};
+  if (!many_rows && large) return 1;
+  return int(std::min<int64_t>(wanted, std::max<int64_t>(1, shape.batch)));
 }
 
 double seconds_of_work(CellKind cell, const Shape& shape, int passes) {
@@ -111,21 +110,17 @@ void run_call(const Build& build, const Call& call, const Pool& pool, int passes
   using std::chrono::microseconds;
   const double work = seconds_of_work(call.cell, call.shape, passes);
   const int wanted = work < 60e-6 ? 1 : pool.threads;
-  Plan plan;
-  Work rows;
-  Schedule schedule;
+  Plan plan{choose_groups<T>(build, call.cell, call.shape, wanted), 1};
+  const Work rows = plan_work(call.shape, call.mask, plan.groups);
+  const Schedule schedule = rows.schedule(call.shape);
   std::unique_ptr<Workspace> workspace;
   auto prepare = [&](int members) {
-    plan = choose_plan<T>(build, call.cell, call.shape, members);
-    rows = plan_work(call.shape, call.mask, plan);
-    schedule = rows.schedule(call.shape);
+    plan.members = members;
     int64_t bytes[kSlots] = {};
     memory(call, plan, bytes);
     workspace = std::make_unique<Workspace>(plan, bytes);
   };
-  auto job = [&](int member) {
-    if (member < plan.members()) kernel(call, plan, schedule, *workspace, member);
-  };
+  auto job = [&](int member) { kernel(call, plan, schedule, *workspace, member); };
   // A thread that comes within a tenth of the time that one alone would need is worth waiting for.
   const auto patience = microseconds(std::clamp<int64_t>(int64_t(work * 1e5), 20, 2000));
   Team::run(pool, wanted, patience, prepare, job);

@@ -67,15 +67,12 @@ inline Memory allocate(int64_t bytes) {
 
 class Workspace {
  public:
-  Workspace(const Plan& plan, const int64_t (&bytes)[kSlots])
-      : groups_(size_t(plan.groups)), private_(size_t(plan.members())) {
-    all_.reset(plan.members());
-    for (Barrier& group : groups_) group.reset(plan.parts);
+  Workspace(const Plan& plan, const int64_t (&bytes)[kSlots]) : private_(size_t(plan.members)) {
+    all_.reset(plan.members);
     for (int64_t n : bytes) shared_.push_back(allocate(n));
   }
 
   Barrier all_;
-  std::vector<Barrier> groups_;
   std::vector<Memory> shared_;
   std::vector<std::vector<Memory>> private_;
 };
