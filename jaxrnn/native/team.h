@@ -1,6 +1,7 @@
 // The threads that work on one call, and the memory that they share.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -86,6 +87,9 @@ struct Pool {
 // Runs job(member, members) on as many threads as come within `patience`; the caller is one of
 // them, so there is no waiting for a thread that is busy elsewhere, and no deadlock. `prepare` is
 // called once, when the number of members is known.
+//
+// XLA runs calls that do not depend on each other at the same time: the two directions of a layer,
+// say. They share the threads out, and wait for none that the others have.
 class Team {
  public:
   static void run(const Pool& pool, int wanted, std::chrono::microseconds patience,
@@ -94,15 +98,22 @@ class Team {
       prepare(1);
       return job(0);
     }
+    struct Counted {
+      Counted() { calls_.fetch_add(1, std::memory_order_relaxed); }
+      ~Counted() { calls_.fetch_sub(1, std::memory_order_relaxed); }
+    } counted;
+    const auto share = [threads = wanted] {
+      return std::max(1, threads / std::max(1, calls_.load(std::memory_order_relaxed)));
+    };
     auto team = std::make_shared<Team>();
     const auto caller = std::this_thread::get_id();
     for (int i = 1; i < wanted; ++i)
-      pool.schedule([team, caller, &job] {
-        if (std::this_thread::get_id() != caller) team->join(job);
+      pool.schedule([team, caller, share, &job] {
+        if (std::this_thread::get_id() != caller) team->join(share(), job);
       });
     const auto deadline = std::chrono::steady_clock::now() + patience;
     spin_until([&] {
-      return team->state_.load(std::memory_order_acquire) == wanted ||
+      return team->state_.load(std::memory_order_acquire) >= share() ||
              std::chrono::steady_clock::now() > deadline;
     });
     const int members = team->state_.fetch_or(kClosed, std::memory_order_acq_rel);
@@ -116,16 +127,17 @@ class Team {
   static constexpr int kClosed = 1 << 30;
 
   // A task that comes too late finds the team closed and touches nothing of the caller's.
-  void join(const std::function<void(int)>& job) {
+  void join(int share, const std::function<void(int)>& job) {
     int state = state_.load(std::memory_order_acquire);
     do {
-      if (state & kClosed) return;
+      if (state & kClosed || state >= share) return;
     } while (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel));
     spin_until([&] { return go_.load(std::memory_order_acquire); });
     job(state);
     done_.fetch_add(1, std::memory_order_release);
   }
 
+  static inline std::atomic<int> calls_{0};  // that want several threads, in this process
   std::atomic<int> state_{1};
   std::atomic<bool> go_{false};
   std::atomic<int> done_{0};
