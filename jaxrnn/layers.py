@@ -77,18 +77,25 @@ def stack(
         for reverse, w in enumerate(directions):
             initial = tuple(c[len(last)] for c in carry)
             run = strategy or strategies.default(cell, w, x, initial)
-            ys, final = run(
-                cell,
-                w,
-                _flip(x) if reverse else x,
-                initial,
-                _flip(mask) if reverse and mask is not None else mask,
-                precision=precision,
-            )
-            outputs.append(_flip(ys) if reverse else ys)
+            run = backwards(run) if reverse else run
+            ys, final = run(cell, w, x, initial, mask, precision=precision)
+            outputs.append(ys)
             last.append(final)
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
     return x, tuple(jnp.stack(states) for states in zip(*last, strict=True))
+
+
+def backwards(strategy: Strategy) -> Strategy:
+    """The strategy from the last step to the first: its own way, or flips around it."""
+    if hasattr(strategy, "reversed"):
+        return strategy.reversed()
+
+    def run(cell, weights, x, carry, mask=None, *, precision=None):
+        mask = None if mask is None else _flip(mask)
+        ys, last = strategy(cell, weights, _flip(x), carry, mask, precision=precision)
+        return _flip(ys), last
+
+    return run
 
 
 def step_mask(lengths: Integer[Array, " B"], steps: Size) -> Bool[Array, "T B"]:

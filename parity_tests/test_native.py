@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import cells, native, strategies
+from jaxrnn import cells, layers, native, strategies
 from jaxrnn.cells import Weights
 
 pytestmark = pytest.mark.skipif(
@@ -60,15 +60,18 @@ def assert_close(got, wanted, tolerance):
 
 
 def compare(build, cell, shape, dtype, tolerance):
-    """Against `Scan`, without a mask and with lengths of which one is 0, one T."""
+    """Against `Scan`, in both directions, without a mask and with lengths, one of them 0, one T."""
     steps, batch = shape[:2]
     rng = np.random.default_rng(1)
     lengths = rng.permutation([*rng.integers(0, steps + 1, max(0, batch - 2)), 0, steps][-batch:])
     prefix = jnp.asarray(np.arange(steps)[:, None] < lengths[None])
-    for bias, mask in [(True, None), (False, prefix), (True, prefix[::-1])]:
+    pair = strategies.Native(build), strategies.Scan()
+    reversed_pair = tuple(map(layers.backwards, pair))
+    cases = [(True, prefix, pair), (False, None, pair)]
+    cases += [(True, None, reversed_pair), (False, prefix, reversed_pair)]
+    for bias, mask, both in cases:
         args = arguments(cell, shape, dtype, bias=bias)
-        got = jax.jit(partial(value_and_gradients, strategies.Native(build), cell))(mask, args)
-        wanted = jax.jit(partial(value_and_gradients, strategies.Scan(), cell))(mask, args)
+        got, wanted = (jax.jit(partial(value_and_gradients, s, cell))(mask, args) for s in both)
         assert_close(got, wanted, tolerance)
 
 

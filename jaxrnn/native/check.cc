@@ -35,7 +35,7 @@ template <class T>
 class Data {
  public:
   explicit Data(const Case& c) : case_(c), random_(7) {
-    const auto [steps, batch, inputs, hidden] = c.shape;
+    const auto [steps, batch, inputs, hidden, reverse] = c.shape;
     const int64_t rows = gates(c.cell) * hidden, all = steps * batch;
     x = draw(all * inputs), w_ih = draw(rows * inputs);
     // With larger weights a network amplifies rounding, and builds cannot agree.
@@ -47,7 +47,7 @@ class Data {
 
   // Everything that forward and adjoint compute, one after the other.
   std::vector<T> run(const Build& build, int threads, int idle) const {
-    const auto [steps, batch, inputs, hidden] = case_.shape;
+    const auto [steps, batch, inputs, hidden, reverse] = case_.shape;
     const int64_t rows = gates(case_.cell) * hidden, all = steps * batch, states = batch * hidden;
     const bool lstm = case_.cell == CellKind::lstm;
     std::vector<T> ys(size_t(all * hidden)), h(size_t(states), T(0)), c(size_t(states), T(0));
@@ -125,7 +125,8 @@ int main() {
   for (CellKind cell : kCells)
     for (const Shape& shape : shapes)
       for (bool masked : {false, true}) {
-        const Case c{cell, shape, masked, (count++ & 1) != 0};
+        Case c{cell, shape, masked, (count & 1) != 0};
+        c.shape.reverse = (count++ & 2) != 0;
         failures += check<float>(c, 2e-4) + check<double>(c, 1e-12);
       }
   std::printf("%d cases, %d failures\n", count, failures);

@@ -65,31 +65,31 @@ ffi::Error by_type(ffi::DataType type, F&& f) {
   return ffi::Error::InvalidArgument("jaxrnn's kernel takes float32 and float64.");
 }
 
-Shape shape_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& h0) {
-  return {x.dimensions()[0], x.dimensions()[1], x.dimensions()[2], h0.dimensions()[1]};
+Shape shape_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& h0, bool reverse) {
+  return {x.dimensions()[0], x.dimensions()[1], x.dimensions()[2], h0.dimensions()[1], reverse};
 }
 
 using Out = ffi::Result<ffi::AnyBuffer>;
 using In = ffi::AnyBuffer;
 
-ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, In x, In w_ih, In w_hh, In b_ih,
-                   In b_hh, In h0, In c0, In mask, Out ys, Out h, Out c, Out saved, Out cs) {
+ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x, In w_ih,
+                   In w_hh, In b_ih, In b_hh, In h0, In c0, In mask, Out ys, Out h, Out c, Out saved, Out cs) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    Forward<T> call{CellKind(cell), shape_of(x, h0),     data<T>(x),  data<T>(w_ih),  data<T>(w_hh),
-                    data<T>(b_ih),  data<T>(b_hh),       data<T>(h0), data<T>(c0),    data<uint8_t>(mask),
-                    data<T>(*ys),   data<T>(*h),         data<T>(*c), data<T>(*saved), data<T>(*cs)};
+    Forward<T> call{CellKind(cell), shape_of(x, h0, reverse), data<T>(x),  data<T>(w_ih),   data<T>(w_hh),
+                    data<T>(b_ih),  data<T>(b_hh),            data<T>(h0), data<T>(c0),     data<uint8_t>(mask),
+                    data<T>(*ys),   data<T>(*h),              data<T>(*c), data<T>(*saved), data<T>(*cs)};
     for (Out* result : {&ys, &saved, &cs}) want_huge_pages(**result);
     run(build_named(build), call, pool_of(threads));
   });
 }
 
-ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, In x, In w_ih, In w_hh, In h0, In c0,
-                   In mask, In ys, In cs, In, In d_ys, In d_h, In d_c, Out gates, Out dx, Out dw_ih,
-                   Out dw_hh, Out db_ih, Out db_hh, Out dh0, Out dc0) {
+ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x, In w_ih,
+                   In w_hh, In h0, In c0, In mask, In ys, In cs, In, In d_ys, In d_h, In d_c, Out gates, Out dx,
+                   Out dw_ih, Out dw_hh, Out db_ih, Out db_hh, Out dh0, Out dc0) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    Adjoint<T> call{CellKind(cell), shape_of(x, h0), data<T>(x),      data<T>(w_ih),  data<T>(w_hh),
+    Adjoint<T> call{CellKind(cell), shape_of(x, h0, reverse), data<T>(x),      data<T>(w_ih),  data<T>(w_hh),
                     data<T>(h0),    data<T>(c0),     data<uint8_t>(mask), data<T>(ys), data<T>(cs),
                     data<T>(d_ys),  data<T>(d_h),    data<T>(d_c),    data<T>(*gates), data<T>(*dx),
                     data<T>(*dw_ih), data<T>(*dw_hh), data<T>(*db_ih), data<T>(*db_hh), data<T>(*dh0),
@@ -111,6 +111,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, jaxrnn::forward,
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Attr<int32_t>("cell")
                                   .Attr<int32_t>("build")
+                                  .Attr<bool>("reverse")
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
@@ -130,6 +131,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_adjoint, jaxrnn::adjoint,
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Attr<int32_t>("cell")
                                   .Attr<int32_t>("build")
+                                  .Attr<bool>("reverse")
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()

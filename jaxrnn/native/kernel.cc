@@ -440,13 +440,13 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
 
   ForwardStep<T> step{f, wx, wh, bias, group.rows, h, 0};
   int64_t projected = 0;
-  for (int64_t t = 0; t < s.steps; ++t) {
-    step.t = t;
-    if (gx && t % chunk == 0) {
+  for (int64_t i = 0; i < s.steps; ++i) {
+    const int64_t t = step.t = s.time(i);
+    if (gx && i % chunk == 0) {
       int64_t n = 0;
-      for (int64_t i = t; i < min(t + chunk, s.steps); ++i) {
-        const int64_t count = group.at(i, active);
-        for (int64_t j = 0; j < count; ++j) steps[n++] = int32_t(i * s.batch + group.rows[active[j]]);
+      for (int64_t k = i; k < min(i + chunk, s.steps); ++k) {
+        const int64_t count = group.at(s.time(k), active);
+        for (int64_t j = 0; j < count; ++j) steps[n++] = int32_t(s.time(k) * s.batch + group.rows[active[j]]);
       }
       for (int64_t p = p0; p < p1; ++p)
         for_blocks(n, [&](auto r, int64_t at) {
@@ -461,10 +461,10 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
         step_block<T, C, r()>(step, p, active + at, own);
       });
     projected += count;
-    for (int64_t i = 0; i < group.size; ++i) {
-      T* y = f.ys + (t * s.batch + group.rows[active[i]]) * s.hidden;
-      if (i < count)
-        h[active[i]] = y;
+    for (int64_t j = 0; j < group.size; ++j) {
+      T* y = f.ys + (t * s.batch + group.rows[active[j]]) * s.hidden;
+      if (j < count)
+        h[active[j]] = y;
       else
         copy<T>(y + u0, nullptr, u1 - u0);
     }
@@ -505,8 +505,8 @@ void adjoint_memory(const Adjoint<T>& f, const Plan&, int64_t (&bytes)[kSlots]) 
 template <class T>
 struct AdjointStep {
   const Adjoint<T>& f;
+  const Schedule& schedule;
   const T* panels;
-  const int32_t* previous;
   const int32_t* rows;
   const T** next;  // by position in the group: the cotangents of the row's next step
   int64_t t;
@@ -544,7 +544,7 @@ __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t pa
         store(unit.carry, dh[r][v], unit.n);
         continue;
       }
-      const int64_t before = s.previous ? s.previous[at] : at - shape.batch;
+      const int64_t before = s.schedule.before(shape, at);
       unit.h = (before < 0 ? s.f.h0 + b * H : s.f.ys + before * H) + u;
       unit.y = s.f.ys + at * H + u;
       unit.gates = s.f.gates + at * C::kSaved * H + u;
@@ -579,17 +579,17 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
     if (f.dc0) copy(f.dc0 + b * s.hidden + u0, f.d_c + b * s.hidden + u0, u1 - u0);
   }
 
-  AdjointStep<T> step{f, packed, schedule.previous, group.rows, next, 0};
+  AdjointStep<T> step{f, schedule, packed, group.rows, next, 0};
   auto run = [&](int64_t count) {
     for (int64_t p = p0; p < p1; ++p)
       for_blocks(count, [&](auto r, int64_t at) { adjoint_block<T, C, r(), N>(step, p, active + at); });
   };
-  for (int64_t t = s.steps - 1; t >= 0; --t) {
-    step.t = t;
+  for (int64_t i = s.steps - 1; i >= 0; --i) {
+    const int64_t t = step.t = s.time(i);
     const int64_t count = group.at(t, active);
     run(count);
-    for (int64_t i = 0; i < count; ++i)
-      next[active[i]] = f.gates + (t * s.batch + group.rows[active[i]]) * C::kSaved * s.hidden;
+    for (int64_t j = 0; j < count; ++j)
+      next[active[j]] = f.gates + (t * s.batch + group.rows[active[j]]) * C::kSaved * s.hidden;
     if (group.parts > 1) wait_for_all(work);
   }
   step.t = -1;
@@ -682,7 +682,7 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
     auto step = [&](int64_t k) { return schedule.steps ? int64_t(schedule.steps[from + k]) : from + k; };
     pack_inputs(ih, count, [&](int64_t k) { return f.x + step(k) * s.inputs; });
     pack_inputs(hh, count, [&](int64_t k) {
-      const int64_t at = step(k), before = schedule.previous ? schedule.previous[at] : at - s.batch;
+      const int64_t at = step(k), before = schedule.before(s, at);
       return before < 0 ? f.h0 + at % s.batch * H : f.ys + before * H;
     });
     // The GRU's third gate has two cotangents: of W_hn h + b_hn, and after it of W_in x + b_in.
@@ -767,8 +767,9 @@ void run_adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule
       walk_adjoint<T, C, n()>(f, schedule, group, back, work, member);
     });
   });
+  if (!f.dw_hh && !f.dx) return;
   wait_for_all(work);
-  weight_gradients<T, C>(f, plan, schedule, work, member);
+  if (f.dw_hh) weight_gradients<T, C>(f, plan, schedule, work, member);
   if (f.dx) input_gradient<T, C>(f, plan, schedule, work, member);
 }
 

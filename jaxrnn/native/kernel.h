@@ -10,8 +10,11 @@ namespace jaxrnn {
 
 enum class CellKind : int32_t { rnn_tanh = 0, rnn_relu = 1, lstm = 2, gru = 3 };
 
+// The recurrence runs over t = 0 .. T-1, or from the last to the first.
 struct Shape {
   int64_t steps, batch, inputs, hidden;
+  bool reverse;
+  int64_t time(int64_t i) const { return reverse ? steps - 1 - i : i; }  // t of the i-th step
 };
 
 constexpr int64_t gates(CellKind cell) {
@@ -43,7 +46,8 @@ struct Adjoint {
   const T *ys, *cs;
   const T *d_ys, *d_h, *d_c;
   T* gates;  // in: what was saved; out: cotangents of the projections
-  T *dx, *dw_ih, *dw_hh, *db_ih, *db_hh, *dh0, *dc0;  // dx may be null
+  // Null where nobody asks: dx, and all of the weights' together.
+  T *dx, *dw_ih, *dw_hh, *db_ih, *db_hh, *dh0, *dc0;
 };
 
 // How `members` threads share the work: `groups` sets of rows. One set is walked by all of them,
@@ -63,6 +67,12 @@ struct Schedule {
   const int32_t* previous;  // (T B): the row's step before this one, or -1; null without a mask
   const int32_t* steps;     // the steps where the mask is true; null without a mask
   int64_t count;            // how many they are
+
+  int64_t before(const Shape& s, int64_t at) const {  // -1 if there is none
+    if (previous) return previous[at];
+    const int64_t other = s.reverse ? at + s.batch : at - s.batch;
+    return other < s.steps * s.batch ? other : -1;
+  }
 };
 
 // Memory and barriers shared by the members of one call. Out of line on purpose: kernel.cc is built

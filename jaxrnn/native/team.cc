@@ -54,14 +54,15 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
     std::fill(length.begin(), length.end(), 0);
     std::vector<int32_t> last(size_t(batch), -1);
     work.previous.assign(size_t(std::max<int64_t>(1, shape.steps * batch)), -1);
-    for (int64_t i = 0; i < shape.steps * batch; ++i) {
-      if (!mask[i]) continue;
-      const size_t b = size_t(i % batch);
-      work.previous[size_t(i)] = last[b];
-      last[b] = int32_t(i);
-      ++length[b];
-      work.steps.push_back(int32_t(i));
-    }
+    for (int64_t i = 0; i < shape.steps; ++i)
+      for (int64_t b = 0; b < batch; ++b) {
+        const int64_t at = shape.time(i) * batch + b;
+        if (!mask[at]) continue;
+        work.previous[size_t(at)] = last[size_t(b)];
+        last[size_t(b)] = int32_t(at);
+        ++length[size_t(b)];
+        work.steps.push_back(int32_t(at));
+      }
   }
   // Longest first, each to the group with the least to do.
   std::vector<int32_t> longest(static_cast<size_t>(batch));
@@ -143,7 +144,7 @@ void run(const Build& build, const Forward<T>& call, const Pool& pool) {
 
 template <class T>
 void run(const Build& build, const Adjoint<T>& call, const Pool& pool) {
-  run_call<T>(build, call, pool, call.dx ? 3 : 2, table<T>(build).adjoint_memory, table<T>(build).adjoint);
+  run_call<T>(build, call, pool, 1 + (call.dw_hh != nullptr) + (call.dx != nullptr), table<T>(build).adjoint_memory, table<T>(build).adjoint);
 }
 
 template void run(const Build&, const Forward<float>&, const Pool&);

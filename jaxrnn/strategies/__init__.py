@@ -11,7 +11,8 @@ the gradients. `ys` is (T, B, P); `last` is the carry after the last step.
 
 A strategy knows neither lengths nor directions: `jaxrnn.layers` turns both into a mask and a flip.
 A mask says everything that a strategy needs about lengths, in either direction, and a flip costs
-less than the gather and scatter that reversing each row within its length would.
+less than the gather and scatter that reversing each row within its length would. One that can run
+from the last step to the first by itself, as `Native` can, says so by a method `reversed`.
 
 Strategies are frozen dataclasses that carry their own options. A named one runs or raises; only
 `strategy=None` chooses, by `default`.

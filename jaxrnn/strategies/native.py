@@ -9,8 +9,9 @@ second derivative, `vmap`, `jax.export`, and every platform that is not a CPU.
 """
 
 import dataclasses
+import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,9 @@ def refusal(cell: Cell, weights: Weights, x: Array, carry: Carry) -> str:
     if dtypes not in ({jnp.dtype("float32")}, {jnp.dtype("float64")}):
         found = ", ".join(sorted(str(d) for d in dtypes))
         return f"strategies.Native computes in float32 or in float64, not in {found}."
+    steps = [size for size in x.shape[:2] if isinstance(size, int)]  # a symbolic one is exported
+    if math.prod(steps) >= 2**31:
+        return f"strategies.Native takes T * B below 2**31, got {x.shape[:2]}."
     return ""
 
 
@@ -76,6 +80,7 @@ class Native:
     """
 
     build: str | None = None
+    _reverse: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         builds = native.load()
@@ -84,6 +89,10 @@ class Native:
                 f"strategies.Native has no build {self.build!r} for this machine, "
                 f"only {', '.join(builds)}."
             )
+
+    def reversed(self) -> "Native":
+        """The same from the last step to the first."""
+        return _Reversed(self.build)
 
     @compiled
     def __call__(
@@ -108,21 +117,40 @@ class Native:
         if why:
             raise InputError(why)
         build = 0 if self.build is None else native.load().index(self.build)
-        return Call(cell, build, precision)
+        return Call(cell, build, precision, self._reverse)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Reversed(Native):
+    _reverse: ClassVar[bool] = True
+
+    def reversed(self) -> Native:
+        return Native(self.build)
+
+    def __repr__(self) -> str:
+        return f"{self.reversed()}.reversed()"
 
 
 class Call(NamedTuple):
     cell: Cell
     build: int
     precision: lax.PrecisionLike
+    reverse: bool = False
     save: bool = False
 
-    def attributes(self) -> dict[str, np.int32]:
-        return {"cell": np.int32(CELLS.index(self.cell)), "build": np.int32(self.build)}
+    def attributes(self) -> dict[str, Any]:
+        numbers = {"cell": CELLS.index(self.cell), "build": self.build}
+        return {k: np.int32(v) for k, v in numbers.items()} | {"reverse": self.reverse}
 
     def plain(self, weights: Weights, x: Array, carry: Carry, mask: Array | None):
         """The same recurrence by operations that JAX can differentiate, batch and export."""
-        return Scan()(self.cell, weights, x, carry, mask, precision=self.precision)
+
+        def turn(a: Array) -> Array:
+            return lax.rev(a, (0,)) if self.reverse else a
+
+        mask = None if mask is None else turn(mask)
+        ys, last = Scan()(self.cell, weights, turn(x), carry, mask, precision=self.precision)
+        return turn(ys), last
 
 
 class Saved(NamedTuple):
@@ -243,14 +271,18 @@ def _forward_kernel(call: Call, weights: Weights, x: Array, carry: Carry, mask: 
 
 
 class AdjointCall(NamedTuple):
+    """Cotangents of the carry are always computed, the others if asked for, or else None."""
+
     call: Call
     with_dx: bool
+    with_weights: bool = True
 
 
 def _adjoint_plain(call: AdjointCall, fixed: Any, cotangents: Any):
     weights, x, carry, _, _, _ = fixed
     like = (weights, x if call.with_dx else None, carry)
-    return _Tangent(call.call).transposed(fixed, like, cotangents)
+    dweights, dx, dcarry = _Tangent(call.call).transposed(fixed, like, cotangents)
+    return dweights if call.with_weights else None, dx, dcarry
 
 
 def _adjoint_kernel(call: AdjointCall, fixed: Any, cotangents: Any):
@@ -259,23 +291,20 @@ def _adjoint_kernel(call: AdjointCall, fixed: Any, cotangents: Any):
     absent = _empty(h.dtype)
     c0 = c[0] if c else absent
     has_gates = saved.gates.size > 0
-    bias = jax.ShapeDtypeStruct(weights.ih.shape[:1], h.dtype)
+    wanted = [None if w is None or not call.with_weights else _like(w) for w in weights[:4]]
     run = jax.ffi.ffi_call(
         native.ADJOINT,
         (
             _like(saved.gates if has_gates else ys),
             _like(x if call.with_dx else absent),
-            _like(weights.ih),
-            _like(weights.hh),
-            _like(absent) if weights.b_ih is None else bias,
-            _like(absent) if weights.b_hh is None else bias,
+            *(w or _like(absent) for w in wanted),
             _like(h),
             _like(c0),
         ),
         # In the place of the gates the kernel leaves the cotangents of the projections.
         input_output_aliases={8: 0} if has_gates else None,
     )
-    _, dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0 = run(
+    _, dx, *dweights, dh0, dc0 = run(
         x,
         weights.ih,
         weights.hh,
@@ -290,13 +319,12 @@ def _adjoint_kernel(call: AdjointCall, fixed: Any, cotangents: Any):
         d_c[0] if d_c else absent,
         **call.call.attributes(),
     )
-    dweights = Weights(
-        dw_ih,
-        dw_hh,
-        None if weights.b_ih is None else db_ih,
-        None if weights.b_hh is None else db_hh,
+    gradients: list[Any] = [d if w else None for d, w in zip(dweights, wanted, strict=True)]
+    return (
+        Weights(*gradients) if call.with_weights else None,
+        dx if call.with_dx else None,
+        (dh0, dc0) if c else (dh0,),
     )
-    return dweights, dx if call.with_dx else None, (dh0, dc0) if c else (dh0,)
 
 
 def _primitive(name: str, plain: Any, kernel: Any) -> Any:
