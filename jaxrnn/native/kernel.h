@@ -50,13 +50,15 @@ struct Adjoint {
   T *dx, *dw_ih, *dw_hh, *db_ih, *db_hh, *dh0, *dc0;
 };
 
-// How `members` threads share the work: `groups` sets of rows. One set is walked by all of them,
-// who own some of the units each and wait for each other after every step; of several, each member
-// walks every `members`-th. How rows fall into groups and blocks decides how sums are rounded, so
-// `groups` must not depend on how many threads came in time, and nothing else may either.
+// How `members` threads share the work. Either each walks every `members`-th of `groups` sets of
+// rows, or all walk one set `together`: each owns some of the units, and they wait for each other
+// after every step. How rows fall into groups and blocks decides how sums are rounded, so neither may
+// depend on how many threads came in time.
 struct Plan {
-  int groups, members;
-  int parts() const { return groups == 1 ? members : 1; }
+  int groups;
+  bool together;
+  int members = 1;
+  int parts() const { return together ? members : 1; }
 };
 
 // The rows of the batch in the order of their groups, and, with a mask, which steps there are.

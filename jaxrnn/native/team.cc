@@ -91,13 +91,13 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
 // waiting. With few rows the units are shared out instead, if a step is long enough to wait for,
 // and the recurrent weights of one thread then fit its cache.
 template <class T>
-int choose_groups(const Build& build, CellKind cell, const Shape& shape, int wanted) {
+Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int wanted) {
   const int64_t weights = gates(cell) * shape.hidden * shape.hidden * int64_t(sizeof(T));
   const bool many_rows = shape.batch >= 2 * build.rows * wanted;
   const bool can_split_rows = shape.batch >= wanted;
   const bool large = weights > (can_split_rows ? 512 << 10 : 96 << 10);
-  if (!many_rows && large) return 1;
-  return int(std::min<int64_t>(wanted, std::max<int64_t>(1, shape.batch)));
+  if (!many_rows && large) return {1, true};
+  return {int(std::min<int64_t>(wanted, std::max<int64_t>(1, shape.batch))), false};
 }
 
 double seconds_of_work(CellKind cell, const Shape& shape, int passes) {
@@ -111,7 +111,7 @@ void run_call(const Build& build, const Call& call, const Pool& pool, int passes
   using std::chrono::microseconds;
   const double work = seconds_of_work(call.cell, call.shape, passes);
   const int wanted = work < 60e-6 ? 1 : pool.threads;
-  Plan plan{choose_groups<T>(build, call.cell, call.shape, wanted), 1};
+  Plan plan = choose_plan<T>(build, call.cell, call.shape, wanted);
   const Work rows = plan_work(call.shape, call.mask, plan.groups);
   const Schedule schedule = rows.schedule(call.shape);
   std::unique_ptr<Workspace> workspace;
