@@ -7,7 +7,8 @@ does not show. Its gradient cell builds models for 32 inputs and feeds them 1, a
 written; here they are built for 1. How far back does the gradient of the loss reach? And after
 training, how long can the first input be remembered? That is also asked of gates that are open
 at first (`memory.py`), because PyTorch's initial biases near 0 close them half: a state
-halves with every step. The notebook's rules of thumb are then held against the answers.
+shrinks by about a third to a half with every step. The notebook's rules of thumb are then held
+against the answers.
 
 All cells get the same data, the same number of steps and the same learning rate; more of any may
 move the limits. The numbers are those of this task and these sizes.
@@ -15,6 +16,7 @@ move the limits. The numbers are those of this task and these sizes.
 
 import dataclasses
 import importlib.util
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +34,8 @@ from jaxrnn import interchange, training
 from jaxrnn.models import RNNComparison
 from memory import VARIANTS, Results, Variant
 from options import launch, require, require_counts, require_rate
-from output import make_folder, new_figure, save_figure
+from output import make_folder, new_figure, save_figure, write_whole
+from runs import begin
 
 CELLS = ("RNN", "LSTM", "GRU")
 COLOURS = {"RNN": "tab:green", "LSTM": "tab:blue", "GRU": "tab:orange"}
@@ -56,8 +59,11 @@ class Options:
     """Hidden units of the models that are trained."""
     learning_rate: float = 1e-2
     """Of Adam."""
+    resume: bool = False
+    """Go on where a killed command with the same options stood: what is trained stays trained.
+    Without it a new run replaces it."""
     out: Path = Path("runs/compare_cells")
-    """Folder for the figure."""
+    """Folder for the figure and the results."""
 
     def check(self) -> None:
         """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
@@ -74,17 +80,19 @@ class Options:
 def main(options: Options) -> None:
     import torch
 
+    folder = begin(options, "compare_cells")  # first, because it may refuse
     # The products are too small to share, and threads that wait for each other on a busy machine
     # take a hundred times as long.
     torch.set_num_threads(1)
     torch.manual_seed(42)
     print_sizes()
     gradients = compare_gradients()
-    results = train(options)
+    results = train(options, folder)
     print_results(options, results)
     print(
         "\nThe notebook's rules of thumb, by what was measured here; learnt is a median of "
-        f"{memory.LEARNT:.0%} or more"
+        f"{memory.LEARNT:.0%} or more\nwithin {options.steps} steps of training; "
+        "more steps may decide otherwise"
     )
     print("\n".join(f"  {line}" for line in memory.rules(results)))
     path = options.out / "compare_cells.png"
@@ -186,23 +194,35 @@ def by_step(gradient: np.ndarray) -> np.ndarray:
     return np.sqrt((gradient.astype(np.float64) ** 2).sum(axis=(0, 2)))
 
 
-def train(options: Options) -> Results:
+def train(options: Options, folder: Path) -> Results:
     chosen = ("seeds", "steps", "batch_size", "hidden_size")
     settings = {name: getattr(options, name) for name in chosen}
     tx = optax.chain(training.clip_grad_norm(1.0), optax.adam(options.learning_rate))
     start = time.perf_counter()
+    kept = folder / "results.json"
+    trained = json.loads(kept.read_text()) if kept.exists() else {}
+    resumed = len(trained)
     results: dict[Variant, list[memory.Result]] = {variant: [] for variant in VARIANTS}
     with tqdm(total=len(VARIANTS) * len(options.lengths), unit="training", disable=None) as bar:
         for length in options.lengths:
             for variant in VARIANTS:
-                bar.set_description(f"{variant}, T = {length}")
-                results[variant].append(memory.learn(variant, length, tx=tx, **settings))
+                name = f"{variant}, T = {length}"
+                bar.set_description(name)
+                if name not in trained:
+                    result = memory.learn(variant, length, tx=tx, **settings)
+                    trained[name] = [result.accuracies.tolist(), result.steps]
+                    write_whole(kept, json.dumps(trained).encode())
+                accuracies, steps = trained[name]
+                results[variant].append(
+                    memory.Result(variant, length, np.array(accuracies, np.float32), steps)
+                )
                 bar.update()
     seconds = time.perf_counter() - start
     print(
         f"\nTrained on the memory task: {options.hidden_size} hidden units, Adam at "
         f"{options.learning_rate}, {options.steps} steps at most of {options.batch_size} new "
         f"sequences,\n{options.seeds} seeds at once; {seconds:.0f} s with compilation"
+        + (f", {resumed} of {len(trained)} trained before" if resumed else "")
     )
     return results
 

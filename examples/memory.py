@@ -21,6 +21,7 @@ from jaxrnn.models import RNNComparison
 TESTS = 500  # sequences that each seed is scored on
 ENOUGH = (20, 0.99)  # steps, and every seed's accuracy over them, that end a training
 LEARNT = 0.9  # accuracy from which a task counts as learnt
+CHANCE = 0.02  # about two standard errors of a median accuracy over TESTS sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,12 @@ class Result:
 
     def __str__(self) -> str:
         low, high = self.accuracies.min(), self.accuracies.max()
-        return f"{self.median:.0%} ({100 * low:.0f} to {100 * high:.0f})"
+        return f"{percent(self.median)} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def percent(share: float) -> str:
+    """One decimal, so that what is just below a bound does not read as on it."""
+    return f"{100 * share:.1f}%"
 
 
 @nnx.jit
@@ -162,7 +168,7 @@ def _short(rnn: Sequence[Result]) -> list[str]:
         verdict = "confirmed"
     else:
         verdict = "not confirmed"
-    told = ", ".join(f"T = {result.length}: {result.median:.0%}" for result in rnn)
+    told = ", ".join(f"T = {result.length}: {percent(result.median)}" for result in rnn)
     return [f"  {verdict}", f"    RNN at {told}"]
 
 
@@ -184,7 +190,11 @@ def _long(named: str, rnn: Sequence[Result], gated: Sequence[Sequence[Result]]) 
 
 
 def _first(named: str, candidates: Sequence[Sequence[Result]]) -> list[str]:
-    """By the number of lengths learnt, then by the mean accuracy over all of them."""
+    """By the number of lengths learnt, then by the mean accuracy over all of them.
+
+    Where the best two have learnt equally many lengths, chance decides below a difference of
+    `CHANCE`; where nobody has learnt one, nothing is decided.
+    """
 
     def merit(results: Sequence[Result]) -> tuple[int, float]:
         learnt = sum(result.median >= LEARNT for result in results)
@@ -196,5 +206,11 @@ def _first(named: str, candidates: Sequence[Sequence[Result]]) -> list[str]:
         for results in ranked
     )
     best = ranked[0][0].variant.cell
-    verdict = "confirmed" if best == "GRU" else f"corrected: {best} first"
+    (learnt, mean), (also, close) = map(merit, ranked[:2])
+    if learnt == 0:
+        verdict = "not decided: none has learnt a length in the steps it has"
+    elif learnt == also and mean - close < CHANCE:
+        verdict = f"not decided: {best} and {ranked[1][0].variant.cell} are equal within chance"
+    else:
+        verdict = "confirmed" if best == "GRU" else f"corrected: {best} first"
     return [f"  {named}: {verdict}", f"    lengths learnt (mean accuracy): {told}"]

@@ -1,5 +1,6 @@
 """What the command lines of the examples share: one sentence for an option that cannot be."""
 
+import errno
 import importlib
 import sys
 from collections.abc import Callable
@@ -40,4 +41,9 @@ def launch(options: type, main: Callable[[Any], None]) -> None:
         chosen.check()
     except ValueError as error:
         sys.exit(str(error))
-    main(chosen)
+    try:
+        main(chosen)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        sys.exit(f"`{error.filename or chosen.out}` cannot be written: {error.strerror}.")

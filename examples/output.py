@@ -43,6 +43,15 @@ def save_figure(figure: Any, path: Path) -> None:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
     plt.close(figure)
+    write_whole(path, png.getvalue())
+
+
+def write_whole(path: Path, contents: bytes) -> None:
+    """Writes all of a file, or leaves what was there."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(png.getvalue())
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(contents)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

@@ -24,8 +24,8 @@ from tqdm import tqdm
 import jaxrnn
 from jaxrnn import data, models, training
 from jaxrnn.data import Batch
-from options import launch, require_counts, require_rate
-from output import make_folder, new_figure, save_figure
+from options import launch, require, require_counts, require_rate
+from output import make_folder, new_figure, save_figure, write_whole
 
 FORMS = ("sine", "square", "triangle", "sawtooth")
 LINES = 5  # printed while training
@@ -55,6 +55,7 @@ class Options:
     def check(self) -> None:
         """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
         require_counts(self, "epochs", "more_epochs", "recordings", "batch_size", "hidden_size")
+        require(self, self.seed >= 0, "seed", "0 or more")
         require_rate(self)
         if importlib.util.find_spec("torch") is None:
             raise ValueError("PyTorch, to port from, is not installed.")
@@ -151,9 +152,9 @@ def main(options: Options) -> None:
 
 def save_torch(model: Any, path: Path) -> None:
     """What a PyTorch user has: a state_dict in a file. It needs no jaxrnn."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file(model.state_dict(), path)
+    write_whole(path, save(model.state_dict()))
 
 
 def load_torch(model: Any, path: Path) -> None:

@@ -11,19 +11,29 @@ from typing import Any
 from jaxrnn import training
 
 METRICS = "metrics.jsonl"
+RESUMED = "Resumed: seconds and compilations are of this process, not of those before it."
 
 
-def begin(options: Any) -> Path:
+def begin(options: Any, example: str) -> Path:
     """The folder for the runs of one command, empty unless `options.resume`.
 
-    A resumed command must have the options that it was begun with.
+    A resumed command must have the options that it was begun with. Nothing is deleted but an
+    earlier run of the same example.
     """
-    folder = options.out / "runs"
+    folder = options.out / f"{example}_runs"
     note = folder / "options.json"
     chosen = json.loads(json.dumps(dataclasses.asdict(options), default=str))
     del chosen["out"], chosen["resume"]
-    if options.resume and note.exists():
-        begun = json.loads(note.read_text())
+    chosen["example"] = example
+    partial = note.with_suffix(".partial")
+    begun = _read(note)
+    # Killed before its note was whole, a run leaves no more than the partial one.
+    empty = folder.is_dir() and {*folder.iterdir()} <= {partial}
+    if os.path.lexists(folder) and not empty and begun.get("example") != example:
+        sys.exit(
+            f"`{folder}` is no folder of runs of {example}: move it away, or choose another --out."
+        )
+    if options.resume and begun:
         for name, value in chosen.items():
             if begun.get(name) != value:
                 flag = "--" + name.replace("_", "-")
@@ -33,10 +43,18 @@ def begin(options: Any) -> Path:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    partial = note.with_suffix(".partial")
     partial.write_text(json.dumps(chosen))
     os.replace(partial, note)
     return folder
+
+
+def _read(note: Path) -> dict[str, Any]:
+    """What the note says, or nothing."""
+    try:
+        begun = json.loads(note.read_text())
+    except (OSError, ValueError):
+        return {}
+    return begun if isinstance(begun, dict) else {}
 
 
 def fit(folder: Path, resumed: bool, *arguments: Any, **settings: Any) -> training.History:

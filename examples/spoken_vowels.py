@@ -199,7 +199,7 @@ def main(options: Options) -> None:
     tx = optax.adamw(
         optax.cosine_decay_schedule(options.learning_rate, steps), weight_decay=WEIGHT_DECAY
     )
-    folder = begin(options)
+    folder = begin(options, "spoken_vowels")
     compilation = Compilation()
     results = []
     sides_each = 1 + options.torch

@@ -34,7 +34,7 @@ from jaxrnn import data, interchange, models, training
 from jaxrnn.data import Batch
 from options import launch, require, require_counts, require_rate
 from output import make_folder, new_figure, save_figure
-from runs import begin
+from runs import RESUMED, begin
 
 VOCABULARY = 50
 SIZES = (VOCABULARY, 32, 64, 2, 2)  # the notebook's: embedding, hidden units, classes, layers
@@ -70,7 +70,8 @@ class Options:
     learning_rate: float = 5e-3
     """To solve it: of Adam."""
     resume: bool = False
-    """To solve it: go on where a killed command with the same options stood."""
+    """To solve it: go on where a killed command with the same options stood. Without it a new run
+    replaces it."""
     out: Path = Path("runs/train_classifier")
     """Folder for the figures, and to solve it for metrics and checkpoints."""
 
@@ -94,6 +95,8 @@ def main(options: Options) -> None:
     import torch_ref.data
     import torch_ref.models
 
+    # First, because it may refuse.
+    folder = begin(options, "train_classifier") if options.solve else None
     # The products are too small to share, and threads that wait for each other on a busy machine
     # take a hundred times as long.
     torch.set_num_threads(1)
@@ -122,8 +125,8 @@ def main(options: Options) -> None:
     path = options.out / "as_written.png"
     draw(path, results)
     written = [path]
-    if options.solve:
-        written.append(solve(options, validation))
+    if folder is not None:
+        written.append(solve(options, validation, folder))
     print("\nWritten\n" + "\n".join(f"  {path}" for path in written))
 
 
@@ -175,7 +178,7 @@ def tell(bar: tqdm, dropout: float, results: dict[str, Scores]) -> None:
             for part in PARTS:
                 rows = [scores[part][epoch] for scores in results.values()]
                 line += "".join(f"{row[0]:>11.4f}" for row in rows)
-                line += "".join(f"{row[1]:>11.4f}" for row in rows)
+                line += "".join(f"{row[1]:>11.3f}" for row in rows)
             bar.write(line)
 
 
@@ -245,7 +248,7 @@ def draw(path: Path, results: dict[float, dict[str, Scores]]) -> None:
     save_figure(figure, path)
 
 
-def solve(options: Options, validation: Batch) -> Path:
+def solve(options: Options, validation: Batch, folder: Path) -> Path:
     """Trains each cell with each seed, tells what came of it, and draws it."""
     chosen = ("stages", "batch_size", "hidden_size", "learning_rate", "max_steps")
     values = {name: getattr(options, name) for name in chosen}
@@ -257,7 +260,6 @@ def solve(options: Options, validation: Batch) -> Path:
         f"Adam at {regime.learning_rate}, {regime.max_steps} steps at most."
     )
     runs = []
-    folder = begin(options)
     total = len(options.cells) * options.seeds
     with tqdm(unit="step", disable=None) as bar:
         for cell in options.cells:
@@ -280,14 +282,14 @@ def solve(options: Options, validation: Batch) -> Path:
     print(
         "  Compiled: training steps, at most one for each stage; other seeds use the first one's."
     )
-    print("  Seconds with compilation.\n")
+    print(f"  {RESUMED if options.resume else 'Seconds with compilation.'}\n")
     for cell in options.cells:
         mine = [run for run in runs if run.cell == cell]
         solved = sum(run.right == count for run in mine)
         print(
             f"  {cell:<5} all {count} right in {solved} of {len(mine)} runs, "
-            f"{statistics.median(run.steps for run in mine):.0f} steps (median), "
-            f"{max(run.seconds for run in mine):.0f} s at most"
+            f"{statistics.median(run.steps for run in mine):.0f} steps (median)"
+            + ("" if options.resume else f", {max(run.seconds for run in mine):.0f} s at most")
         )
     path = options.out / "solved.png"
     curriculum.draw(path, runs, regime, count)

@@ -61,19 +61,19 @@ def test_it_says_and_writes_what_it_found_and_resumes_a_killed_run(tmp_path):
     assert (low, high) == (min(tests), max(tests))
     assert mean == pytest.approx(np.mean(tests), abs=0.11)
     assert numbers(output, "one nearest neighbour, Euclidean")[0] == 73.2
-    assert "not all seeds are better" in output
+    assert "0 of 2 seeds are better" in output
     assert "1-NN with DTW 83.4%" in output
     png = (tmp_path / "new" / "confusion.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     assert len(png) > 10_000
-    metrics = tmp_path / "new" / "runs" / "seed1" / "metrics.jsonl"
+    metrics = tmp_path / "new" / "appliances_runs" / "seed1" / "metrics.jsonl"
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert sum("validation_loss" in record for record in records) == 2
     assert sum("loss" in record for record in records) == records[-1]["step"]
 
     killed = tmp_path / "killed"
     process = subprocess.Popen(command(*SMALL, "--out", killed), stdout=subprocess.DEVNULL)
-    lines = killed / "runs" / "seed1" / "metrics.jsonl"
+    lines = killed / "appliances_runs" / "seed1" / "metrics.jsonl"
     while not (lines.exists() and lines.stat().st_size) and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)

@@ -76,10 +76,10 @@ def test_both_frameworks(tmp_path):
     assert numbers(output, "2 compilations of JAX's training step,") == [2]
     files = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
     written = {"weights_seed0.safetensors", "weights_seed1.safetensors", "curves.png"}
-    assert files == {*written, "runs"}
+    assert files == {*written, "spoken_vowels_runs"}
     for name in written:
         assert str(tmp_path / "new" / "folder" / name) in output
-    metrics = tmp_path / "new" / "folder" / "runs" / "seed1" / "metrics.jsonl"
+    metrics = tmp_path / "new" / "folder" / "spoken_vowels_runs" / "seed1" / "metrics.jsonl"
     # Three batches and a validation in each epoch.
     assert metrics.read_text().count("\n") == 2 * 4
     assert str(metrics) in output

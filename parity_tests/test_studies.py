@@ -1,5 +1,7 @@
 """`examples/train_classifier.py` and `compare_cells.py` as a user runs them, and their parts."""
 
+import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -84,7 +86,7 @@ def test_train_classifier(tmp_path):
     ran, summary = numbers(output, "GRU ")
     assert ran[0] == 0
     assert ran[2:7] == [200, 0, 1, 3, 1]  # of 200, no stage of 1 ended, 3 steps, 1 compilation
-    kept = tmp_path / "new" / "runs" / "GRU_seed0" / "up_to_20"
+    kept = tmp_path / "new" / "train_classifier_runs" / "GRU_seed0" / "up_to_20"
     assert (kept / "metrics.jsonl").read_text().count("\n") == 3
     assert summary[:4] == [200, 0, 1, 3]
     assert_png(tmp_path / "new" / "as_written.png")
@@ -145,6 +147,17 @@ def test_compare_cells(tmp_path):
     assert output.count("not tested: no length above 50") == 2
     assert_png(tmp_path / "new" / "compare_cells.png")
 
+    # Killed after the first training, it trains the others again.
+    kept = tmp_path / "new" / "compare_cells_runs" / "results.json"
+    trained = json.loads(kept.read_text())
+    first, *others = trained
+    kept.write_text(json.dumps({first: [[0.25, 0.75], 1]}))
+    output = finished("compare_cells", *small, "--resume", "--out", tmp_path / "new")
+    assert "1 of 5 trained before" in output
+    assert numbers(output, "RNN  ")[3:] == [[50, 25, 75], [1]]
+    resumed = json.loads(kept.read_text())
+    assert [resumed[name] for name in others] == [trained[name] for name in others]
+
 
 def results(**accuracies):
     """For each variant at T = 10 and T = 100; names as `LSTM` or `LSTM_open`."""
@@ -172,9 +185,9 @@ def test_rules_of_thumb_follow_the_results():
         return lines
 
     lines = told(RNN=(0.98, 0.5), LSTM=poor, GRU=good, LSTM_open=good, GRU_open=poor)
-    assert lines[1:3] == ["confirmed", "RNN at T = 10: 98%, T = 100: 50%"]
+    assert lines[1:3] == ["confirmed", "RNN at T = 10: 98.0%, T = 100: 50.0%"]
     assert lines[4] == "as PyTorch initialises them, T = 100: confirmed: GRU"
-    assert lines[5] == "RNN 50% (49 to 51), LSTM 50% (49 to 51), GRU 98% (97 to 99)"
+    assert lines[5] == "RNN 50.0% (49 to 51), LSTM 50.0% (49 to 51), GRU 98.0% (97 to 99)"
     assert lines[6] == "with gates open at first, T = 100: confirmed: LSTM"
     assert lines[9] == "as PyTorch initialises them: confirmed"
     assert lines[10] == "lengths learnt (mean accuracy): GRU 2 of 2 (98%), RNN 1 of 2 (74%), " + (
@@ -188,6 +201,34 @@ def test_rules_of_thumb_follow_the_results():
     assert lines[6].endswith("T = 100: confirmed: GRU")
     lines = told(RNN=good, LSTM=good, GRU=poor, LSTM_open=good, GRU_open=good)
     assert "T = 100: not confirmed: not all gated runs are better" in lines[4]
+    assert (
+        lines[-2] == "with gates open at first: not decided: RNN and LSTM are equal within chance"
+    )
+    lines = told(RNN=poor, LSTM=poor, GRU=(0.51, 0.51), LSTM_open=poor, GRU_open=poor)
+    assert lines[-2].endswith("not decided: none has learnt a length in the steps it has")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_example_deletes_nothing_that_is_not_its_own(resume, tmp_path, monkeypatch):
+    import runs
+
+    @dataclasses.dataclass
+    class Options:
+        out: Path
+        resume: bool
+        epochs: int = 3
+
+    options = Options(tmp_path, resume)
+    folder = runs.begin(options, "first")
+    (folder / "kept").touch()
+    with pytest.raises(SystemExit, match="with --epochs 3, not 4"):
+        runs.begin(Options(tmp_path, True, epochs=4), "first")
+    assert runs.begin(options, "second") != folder
+    for note in ('{"example": "second"}', "{bad", "[]"):
+        (folder / "options.json").write_text(note)
+        with pytest.raises(SystemExit, match="is no folder of runs of first: move it away"):
+            runs.begin(options, "first")
+        assert (folder / "kept").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

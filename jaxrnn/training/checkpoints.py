@@ -7,13 +7,15 @@ the disk, and loses it before any of it is removed, so that under a name there i
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +23,7 @@ import numpy as np
 
 _FORMAT = 1
 _PARTIAL = ".partial-"
+_OVERHEAD = 1 << 16  # bytes beside the arrays: some ten files of less than a block each
 
 
 def save(
@@ -36,7 +39,9 @@ def save(
     try:
         try:
             partial.mkdir(parents=True)
-            _write_state(partial / "state", arrays)
+            _check_space(partial, arrays)
+            with _quiet():
+                _write_state(partial / "state", arrays)
             manifest = {
                 "format": _FORMAT,
                 "arrays": layout(arrays),
@@ -139,6 +144,13 @@ def layout(arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {name: [str(a.dtype), *map(int, a.shape)] for name, a in arrays.items()}
 
 
+def _check_space(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """A full disk is told here; when TensorStore meets it, some of its threads print theirs."""
+    needed = sum(array.nbytes for array in arrays.values()) + _OVERHEAD
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _write_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     import orbax.checkpoint as ocp
 
@@ -146,6 +158,23 @@ def _write_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     full = {name: array for name, array in arrays.items() if array.size}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path.absolute(), full)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax's threads log each error, with its traceback, that is then raised and told in full."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for logger in loggers:
+        logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(keep)
 
 
 def _read_state(path: Path, arrays: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
