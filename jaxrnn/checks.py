@@ -81,6 +81,21 @@ def dtypes(name: str, dtype: Any, param_dtype: Any) -> None:
             raise TypeError(f"`{name}({key}=...)` needs a floating dtype, got {jnp.dtype(value)}.")
 
 
+def number(name: str, value: Any, *, whole: bool) -> None:
+    """An option that is a number, and no bool."""
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        wanted = "an int" if whole else "a number"
+        raise TypeError(f"`{name}` needs {wanted}, got {value!r}.")
+
+
+def strategy(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, type) or not callable(value)):
+        raise TypeError(
+            f"`{name}` needs a strategy, such as strategies.Scan(), or None, got {value!r}."
+        )
+
+
 def nonlinearity(name: str, value: Any) -> None:
     if value not in ("tanh", "relu"):
         raise ValueError(

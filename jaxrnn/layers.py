@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Integer
 
 from jaxrnn import strategies
 from jaxrnn.cells import Carry, Cell, Size, Weights
-from jaxrnn.strategies import Strategy
+from jaxrnn.strategies import Strategy, devices
 
 
 def stack(
@@ -69,6 +69,7 @@ def stack(
         mask = step_mask(lengths, x.shape[0])
         # Masked at the entrance and not at the exit, where 0 * NaN would poison the gradients.
         x = jnp.where(mask[:, :, None], x, jnp.zeros_like(x))
+    carry = devices.placed_as(x, weights, carry)
     last: list[Carry] = []
     for layer, directions in enumerate(weights):
         if layer > 0 and between is not None:

@@ -199,13 +199,19 @@ def test_a_gradient_keeps_the_gates_once():
     assert memory.temp_size_in_bytes <= 7.5 * steps * batch * hidden * 4
 
 
-def test_inputs_that_are_not_differentiated_cost_nothing():
+@pytest.mark.parametrize(
+    ("strategy", "inputs"),
+    [(strategies.Native(), "4x2x3"), (strategies.Shooting(2, strategies.Native()), "2x4x3")],
+    ids=["Native", "Shooting"],
+)
+def test_inputs_that_are_not_differentiated_cost_nothing(strategy, inputs):
     args = arguments(cells.gru, (4, 2, 3, 5), jnp.float32)
-    loss = lambda *a: strategies.Native()(cells.gru, *a)[0].sum()  # noqa: E731
+    loss = lambda *a: strategy(cells.gru, *a)[0].sum()  # noqa: E731
     for argnums, wanted in [((0,), False), ((0, 1), True)]:
         text = jax.jit(jax.grad(loss, argnums=argnums)).lower(*args).as_text()
-        (call,) = [line for line in text.splitlines() if f"@{native.ADJOINT}(" in line]
-        assert ("tensor<4x2x3xf32>" in call.split("->")[-1]) == wanted
+        results = [s.split("->")[-1] for s in text.splitlines() if f"@{native.ADJOINT}(" in s]
+        assert any(f"tensor<{inputs}xf32>" in r for r in results) == wanted
+        assert results
 
 
 @every_cell
@@ -222,10 +228,13 @@ def _sum(cell, weights, x, carry):
 
 
 DEVICES = """
+from functools import partial
 import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+import jaxrnn
 from jaxrnn import cells, strategies
-mesh = jax.make_mesh((2,), ("batch",))
+mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
 rng = np.random.default_rng(0)
 draw = lambda *s: jnp.asarray(rng.standard_normal(s), jnp.float32)
 weights = cells.Weights(draw(12, 3), 0.5 * draw(12, 4))
@@ -243,8 +252,61 @@ per_device = jax.shard_map(
     check_vma=False,
 )
 np.testing.assert_allclose(jax.jit(per_device)(split, rows), wanted, rtol=1e-6)
+
+# Where types say which device has what: gradients too, of strategies and of a module without hx.
+def loss(strategy, weights, x, h):
+    return (strategy(cells.gru, weights, x, (h,))[0] ** 2).sum()
+
+def of_module(strategy, state, x, _):
+    module = nnx.merge(graph, state)
+    module.strategy = strategy
+    return (module(x, lengths=jnp.full((x.shape[1],), 4))[0] ** 2).sum()
+
+graph, state = nnx.split(jaxrnn.GRU(3, 4, bidirectional=True, rngs=nnx.Rngs(0)))
+axes = {kind: jax.make_mesh((2,), ("b",), axis_types=(kind,)) for kind in jax.sharding.AxisType}
+by_rows = (PartitionSpec(), PartitionSpec(None, "b"), PartitionSpec("b"))
+args = x, carry[0]
+for strategy in (strategies.Scan(), strategies.Native(), strategies.Shooting(2),
+                 strategies.Checkpoint(2)):
+    for run, first in ((loss, weights), (of_module, state)):
+        gradients = jax.grad(partial(run, strategy), argnums=(0, 1))
+        wanted = jax.tree.leaves(jax.jit(gradients)(first, *args))
+        mesh = axes[jax.sharding.AxisType.Auto]
+        per_device = jax.shard_map(gradients, mesh=mesh, in_specs=by_rows, out_specs=by_rows[:2])
+        got = jax.tree.leaves(jax.jit(per_device)(first, *args))
+        with jax.set_mesh(axes[jax.sharding.AxisType.Explicit]) as mesh:
+            placed = [jax.device_put(a, jax.NamedSharding(jax.sharding.get_mesh(), s))
+                      for a, s in zip((first, *args), by_rows)]
+            got += jax.tree.leaves(jax.jit(gradients)(*placed))
+        for g, w in zip(got, wanted + wanted, strict=True):
+            np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5 * abs(w).max())
 print("devices", jax.device_count())
 """
+
+
+def test_without_jit():
+    args = arguments(cells.gru, (4, 2, 3, 5), jnp.float64)
+    wanted = value_and_gradients(strategies.Native(), cells.gru, None, args)
+    with jax.disable_jit():
+        got = value_and_gradients(strategies.Native(), cells.gru, None, args)
+    assert_close(got, wanted, 1e-14)
+
+
+# In a process of its own: in this one the dtypes in annotations are checked.
+NUMBERS = """
+import jax.numpy as jnp, numpy as np
+from jaxrnn import cells, strategies
+weights = cells.Weights(jnp.ones((12, 3)), jnp.ones((12, 4)))
+mask = jnp.array([[1, 1], [1, 0], [1, 0], [0, 0]])
+for s in (strategies.Native(), strategies.Shooting(2), strategies.Checkpoint(2)):
+    run = lambda mask: s(cells.gru, weights, jnp.ones((4, 2, 3)), (jnp.zeros((2, 4)),), mask)[0]
+    for dtype in (jnp.int32, jnp.float32):
+        np.testing.assert_array_equal(run(mask.astype(dtype)), run(mask.astype(bool)))
+"""
+
+
+def test_a_mask_of_numbers_is_one_of_booleans():
+    subprocess.run([sys.executable, "-c", NUMBERS], check=True)
 
 
 def test_on_several_devices():

@@ -59,6 +59,35 @@ def chaotic():
     return cells.rnn_tanh, *drawn(cells.rnn_tanh, scale=8.0)
 
 
+def unseen():
+    """An LSTM half of whose units keep what they are given and show nothing of it."""
+    weights, x, carry = forgets()[1:]
+    keep, half = weights.b_hh, slice(H // 2, None)
+    for gate, bias in ((0, -2.0), (1, 40.0), (3, -60.0)):
+        keep = keep.at[gate * H : (gate + 1) * H].set(
+            keep[gate * H : (gate + 1) * H].at[half].set(bias)
+        )
+    return cells.lstm, weights._replace(b_hh=keep), x, carry
+
+
+def latched():
+    """An LSTM whose c is the same at every step and whose h, once high, stays high."""
+    gate = lambda *values: jnp.repeat(jnp.asarray(values), H)  # noqa: E731
+    hh = jnp.zeros((4 * H, H)).at[3 * H :].set(16.0 * jnp.eye(H))
+    ih = gate(0.0, 0.0, 0.0, 20.0)[:, None] * jnp.ones((1, I))
+    weights = Weights(ih, hh, gate(40.0, -40.0, 1.0, -5.0))
+    x = jnp.zeros((T, B, I)).at[0].set(1.0)
+    return cells.lstm, weights, x, (jnp.zeros((B, H)),) * 2
+
+
+def doubles():
+    """A unit that is 0 but for rounding, next to others that are not, and doubles at every step."""
+    hh = jnp.zeros((H, H)).at[0, 0].set(2.0)
+    ih = jnp.ones((H, I)).at[0].set(0.0).at[0, 0].set(1.0)
+    x = jnp.ones((T, B, I)).at[:, :, 0].set(0.0).at[0, :, 0].set(1e-30)
+    return cells.rnn_tanh, Weights(ih, hh), x, (jnp.zeros((B, H)),)
+
+
 # name: the network, and whether the default number of sweeps suffices: forwards, backwards.
 NETWORKS = {
     "forgets": (forgets, True, True),
@@ -66,6 +95,9 @@ NETWORKS = {
     "gru held open": (gru_held_open, False, False),
     "remembers": (remembers, False, False),
     "chaotic": (chaotic, False, False),
+    "unseen": (unseen, False, False),
+    "latched": (latched, False, True),
+    "doubles": (doubles, False, False),
 }
 
 
@@ -221,8 +253,9 @@ def test_through_layers_with_everything():
 
 def test_the_number_of_chunks_is_chosen_by_shape():
     assert jax.default_backend() == "cpu"
-    assert [Shooting().count(steps, 1) for steps in (0, 100, 1200, 4096, 65536)] == [1, 1, 2, 8, 64]
-    assert [Shooting().count(65536, batch) for batch in (0, 2, 3, 64)] == [1, 32, 1, 1]
+    steps = 0, 100, 16_383, 16_384, 65_536
+    assert [Shooting().count(n, 1) for n in steps] == [1, 1, 1, 32, 64]
+    assert [Shooting().count(65_536, batch) for batch in (0, 2, 64)] == [1, 1, 1]
     assert [Shooting(c).count(5, 3) for c in (1, 3, 9)] == [1, 3, 5]
 
 

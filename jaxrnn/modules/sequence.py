@@ -44,6 +44,7 @@ class _Layers(Module, Generic[State]):
                 f"`{name}(proj_size={proj_size!r})`."
             )
         checks.dtypes(name, dtype, param_dtype)
+        checks.strategy(f"{name}(strategy=...)", strategy)
         checks.constructor(
             name,
             input_size=input_size,

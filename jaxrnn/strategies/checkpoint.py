@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
+from jaxrnn import checks
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
 from jaxrnn.strategies.choice import default
@@ -29,7 +30,8 @@ class Checkpoint:
         inner: the strategy that runs a chunk; None for `strategies.default`.
 
     Raises:
-        InputError: `steps` is less than 1.
+        TypeError: `steps` is no whole number, `inner` no strategy.
+        InputError: `steps` is less than 1; a T that is symbolic under `jax.export`.
 
     Source: Griewank and Walther, "Algorithm 799: revolve", 2000, with one level of checkpoints.
 
@@ -51,6 +53,8 @@ class Checkpoint:
     inner: Strategy | None = None
 
     def __post_init__(self) -> None:
+        checks.number("strategies.Checkpoint(steps=...)", self.steps, whole=True)
+        checks.strategy("strategies.Checkpoint(inner=...)", self.inner)
         if self.steps < 1:
             raise InputError(f"strategies.Checkpoint needs steps >= 1, got {self.steps}.")
 
@@ -66,6 +70,10 @@ class Checkpoint:
         precision: lax.PrecisionLike = None,
     ) -> tuple[Float[Array, "T B P"], Carry]:
         run = partial(self.inner or default(cell, weights, x, carry), precision=precision)
+        if not isinstance(x.shape[0], int):
+            raise InputError(
+                f"strategies.Checkpoint needs a number of steps that is known, got {x.shape[0]}."
+            )
         whole = x.shape[0] // self.steps * self.steps
 
         @partial(jax.checkpoint, prevent_cse=False)

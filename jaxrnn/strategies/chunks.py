@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from jaxrnn.cells import Carry, Size
+
+START = 0.25  # how far from rest a guess starts, in units of the state or of the cotangents
 
 
 class Info(NamedTuple):
@@ -58,6 +61,13 @@ class Cut(NamedTuple):
             return a[0]
         a = jnp.swapaxes(a, 0, 1)
         return a.reshape(a.shape[0], self.chunks * self.batch, *a.shape[3:])
+
+    def cotangent(self, of_steps: Array, last: Carry) -> Carry:
+        """What an adjoint's guess starts with: in each row of the size of what drives it."""
+        rows = self.join(jnp.abs(of_steps)).max((0, 2), initial=0)
+        for d in last:
+            rows = jnp.maximum(rows, jnp.abs(d).max(1, initial=0).astype(rows.dtype))
+        return excited(tuple(jnp.zeros_like(d) for d in last), START * rows[:, None])
 
     def repeat(self, carry: Carry) -> Carry:
         """One carry for all chunks."""
@@ -120,6 +130,21 @@ def _wide(dtype: Any) -> Any:
     return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
 
 
+def excited(carry: Carry, amplitude: Any) -> Carry:
+    """The carry, and in every unit about as much as `amplitude` more, in some more than in others.
+
+    What starts a guess must have a part in every direction, or one in which the network does not
+    forget could be missed: a unit that is exactly 0 stays so, however much it amplifies.
+    """
+
+    def moved(c: Array) -> Array:
+        unit = np.arange(1, c.shape[-1] + 1) * 0.618034  # the golden ratio spreads them evenly
+        share = jnp.asarray(0.5 + 0.5 * (unit % 1), c.dtype)[None]
+        return c + jnp.broadcast_to(share * jnp.asarray(amplitude, c.dtype), c.shape)
+
+    return tuple(moved(c) for c in carry)
+
+
 def shoot(
     knobs: Knobs,
     boundaries: Boundaries,
@@ -164,8 +189,8 @@ def shoot(
     agreed = residual <= knobs.tolerance
 
     # A loop of one turn and not a `cond`: under `vmap` a `cond` runs both of its branches always.
-    def fall_back(_):
-        return jnp.bool_(True), *in_order()
+    def fall_back(state):
+        return state[0] | True, *in_order()
 
     _, outputs, last = lax.while_loop(lambda s: ~s[0], fall_back, (agreed, outputs, last))
     return outputs, last, Info(count, residual, ~agreed)

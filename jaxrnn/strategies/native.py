@@ -5,7 +5,8 @@ every step (4 H numbers a step for LSTM and GRU, and the LSTM's c), from which t
 recurrence is computed and in whose place it leaves the cotangents of the projections.
 
 What the kernel does not serve runs on `Scan`, with the same numbers to rounding: forward mode, the
-second derivative, `vmap`, `jax.export`, and every platform that is not a CPU.
+second derivative, `vmap`, `jax.export`, arrays whose types say that several devices share them, and
+every platform that is not a CPU.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from jaxtyping import Bool, Float
 from jaxrnn import cells, native
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
-from jaxrnn.strategies import linear
+from jaxrnn.strategies import devices, linear
 from jaxrnn.strategies.compiled import compiled
 from jaxrnn.strategies.scan import Scan
 
@@ -106,7 +107,10 @@ class Native:
         precision: lax.PrecisionLike = None,
     ) -> tuple[Float[Array, "T B P"], Carry]:
         call = self.call(cell, weights, x, carry, precision)
-        ys, last, _ = _recurrence(call, weights, x.astype(weights.ih.dtype), carry, mask)
+        x, mask = x.astype(weights.ih.dtype), None if mask is None else mask.astype(bool)
+        if devices.spread(weights, x, carry, mask):
+            return call.plain(weights, x, carry, mask)
+        ys, last, _ = _recurrence(call, weights, x, carry, mask)
         return ys, last
 
     def call(
@@ -359,7 +363,13 @@ def _primitive(name: str, plain: Any, kernel: Any) -> Any:
     lower_plain = mlir.lower_fun(flat(plain), multiple_results=True)
     lower_kernel = mlir.lower_fun(flat(kernel), multiple_results=True)
     primitive.def_abstract_eval(abstract)
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("call", "structure")))
+    jitted = jax.jit(primitive.bind, static_argnames=("call", "structure"))
+
+    def impl(*leaves: Array, **options: Any) -> list[Array]:
+        with jax.disable_jit(False):  # or it would come back here
+            return jitted(*leaves, **options)
+
+    primitive.def_impl(impl)
     mlir.register_lowering(primitive, lower_plain)
     mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
     batching.primitive_batchers[primitive] = batch

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from jaxrnn import cells
+from jaxrnn import cells, checks
 from jaxrnn.cells import Carry, Cell, Weights
+from jaxrnn.checks import InputError
 from jaxrnn.strategies import rule
 from jaxrnn.strategies.compiled import compiled
 from jaxrnn.strategies.rule import Fixed, Operands, Recurrent, Residuals, TangentScan
@@ -20,6 +21,10 @@ class Scan:
 
     Args:
         unroll: steps per iteration of the loop, as in `jax.lax.scan`.
+
+    Raises:
+        TypeError: `unroll` is no whole number.
+        InputError: `unroll` is less than 1.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -35,6 +40,11 @@ class Scan:
     """
 
     unroll: int = 1
+
+    def __post_init__(self) -> None:
+        checks.number("strategies.Scan(unroll=...)", self.unroll, whole=True)
+        if self.unroll < 1:
+            raise InputError(f"strategies.Scan needs unroll >= 1, got {self.unroll}.")
 
     @compiled
     def __call__(

@@ -10,10 +10,13 @@ repeated until the boundaries agree:
 
 Chunk p is exact after p+1 sweeps whatever the network does, so P sweeps are the sequential run. A
 network that forgets needs fewer: the first guess is the end of a run over the last `burn_in` steps
-before each boundary, and where the network forgets within that many, one sweep confirms it. The
-outputs are those of the sweep that was confirmed. Where `max_sweeps` do not confirm it, where
-a state is NaN or infinite on one side of a boundary, or the network is chaotic, the inner strategy
-runs over the whole sequence in order instead: right, only later.
+before each boundary, and where the network forgets within that many, one sweep confirms it. That
+run starts away from rest in every unit, so that a unit that does not forget shows, even one whose
+true state is 0 to the last bit. The outputs are those of the sweep that was confirmed: of the run
+in order but for a change of the state by less than the tolerance, a few ULP, on each boundary.
+Where `max_sweeps` do not confirm it, where a state is NaN or infinite on one side of a boundary, or
+the network is chaotic, the inner strategy runs over the whole sequence in order instead: right,
+only later.
 
 The tangent and the adjoint recurrence are linear, have the Jacobians of the same steps and so
 forget as fast. They are cut in the same way, with a residual and a way back of their own; the
@@ -25,9 +28,9 @@ over `Native` forward mode does too.
 A sweep runs whole. Fewer rows would cost nearly as much where it pays at all, at small B: there a
 step's time goes into reading W_hh and into overhead, not into rows.
 
-When it pays: P*B rows must cost less than P times B rows, so on a CPU at B = 1, where T is many
-thousand steps (`benchmarks/results`); and the network must forget within a chunk. It does not pay
-for an orthogonal tanh RNN, for gates held open over more than a chunk, or for chaotic weights:
+When it pays: P*B rows must cost less than P times B rows, so on a CPU at B = 1, where T is tens of
+thousands of steps (`benchmarks/results`); and the network must forget within a chunk. It does not
+pay for an orthogonal tanh RNN, for gates held open over more than a chunk, or for chaotic weights:
 there it costs up to `max_sweeps` sweeps more than the inner strategy alone.
 
 Source: Bellen and Zennaro, "Parallel algorithms for initial-value problems for difference and
@@ -48,11 +51,20 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from jaxrnn import cells
+from jaxrnn import cells, checks
 from jaxrnn.cells import Carry, Cell, Size, Weights
-from jaxrnn.strategies import linear, native_chunks, rule
+from jaxrnn.strategies import devices, linear, native_chunks, rule
 from jaxrnn.strategies.choice import default
-from jaxrnn.strategies.chunks import Boundaries, Cut, Info, Knobs, one_chunk, shoot
+from jaxrnn.strategies.chunks import (
+    START,
+    Boundaries,
+    Cut,
+    Info,
+    Knobs,
+    excited,
+    one_chunk,
+    shoot,
+)
 from jaxrnn.strategies.compiled import compiled
 from jaxrnn.strategies.contract import Strategy
 from jaxrnn.strategies.linear import LinearMap
@@ -65,7 +77,8 @@ _BURN_IN = 128
 _SWEEPS = 3
 _SHORTEST = 512
 _ROWS, _ROWS_ON_CPU = 512, 64
-_MOST_ON_CPU = 2  # rows of a batch: with more of them, a step's products are efficient as they are
+_MOST_ON_CPU = 1  # rows of a batch: with more of them, a step's products are efficient as they are
+_LEAST_ON_CPU = 16_384  # steps: with fewer, burn-in and hand-over cost what the chunks gain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +88,21 @@ class Shooting:
     Args:
         chunks: P, the number of chunks, and at most T. None chooses by shape and platform: as many
             as make 64 rows of P*B on a CPU and 512 elsewhere, in chunks of no fewer than 512 steps;
-            on a CPU with B > 2, and of a T that is symbolic under `jax.export`, one, which is
-            the inner strategy alone.
+            on a CPU with B > 1 or fewer than 16,384 steps, and of a T that is symbolic under
+            `jax.export`, one, which is the inner strategy alone. Where the arrays' types say that
+            several devices share them, inside `jax.shard_map` or on an explicit mesh, it is always
+            one.
         inner: the strategy that runs the chunks, and the whole where it falls back; None for
             `strategies.default`.
         tolerance: the largest mismatch at a boundary, relative to the largest entry of the
             state there; None for 8 ULP of the state's dtype. 0 asks for equal bits.
         burn_in: steps before each boundary that the first guess is made from; None for 128, or a
-            whole chunk if that is shorter; 0 guesses the initial carry everywhere.
+            whole chunk if that is shorter; 0 guesses the same near the initial carry everywhere.
         max_sweeps: after so many sweeps without agreement it falls back; None for 3.
 
     Raises:
+        TypeError: an option that is no number, or no whole one where it counts something, or an
+            `inner` that is no strategy.
         ValueError: an option out of range; `chunks` given and the number of steps not known.
 
     Example:
@@ -112,10 +129,14 @@ class Shooting:
         least = {"chunks": 1, "tolerance": 0, "burn_in": 0, "max_sweeps": 1}
         for name, bound in least.items():
             value = getattr(self, name)
-            if value is not None and not value >= bound:
+            if value is None:
+                continue
+            checks.number(f"strategies.Shooting({name}=...)", value, whole=name != "tolerance")
+            if not value >= bound:
                 raise ValueError(
                     f"`Shooting({name}={value})` needs {name} of {bound} or more, or None."
                 )
+        checks.strategy("strategies.Shooting(inner=...)", self.inner)
 
     @compiled
     def __call__(
@@ -143,7 +164,7 @@ class Shooting:
         precision: lax.PrecisionLike = None,
     ) -> tuple[Float[Array, "T B P"], Carry, Info]:
         """What the call returns, and how it came about. Differentiable as the call is."""
-        count = self.count(*x.shape[:2])
+        count = 1 if devices.spread(weights, x, carry, mask) else self.count(*x.shape[:2])
         inner = self.inner or default(cell, weights, x, carry)
         if count == 1:
             ys, last = inner(cell, weights, x, carry, mask, precision=precision)
@@ -176,7 +197,7 @@ class Shooting:
 
         What a gradient took cannot be returned from within it; this runs the same again.
         """
-        count = self.count(*x.shape[:2])
+        count = 1 if devices.spread(weights, x, carry, mask) else self.count(*x.shape[:2])
         inner = self.inner or default(cell, weights, x, carry)
         if count == 1:
             run = lambda c: inner(cell, weights, x, c, mask, precision=precision)  # noqa: E731
@@ -218,7 +239,7 @@ class Shooting:
             if not isinstance(batch, int):
                 return 1
             on_cpu = jax.default_backend() == "cpu"
-            if on_cpu and batch > _MOST_ON_CPU:
+            if on_cpu and (batch > _MOST_ON_CPU or steps < _LEAST_ON_CPU):
                 return 1
             rows = _ROWS_ON_CPU if on_cpu else _ROWS
             return max(1, min(rows // batch, steps // _SHORTEST))
@@ -233,7 +254,7 @@ class Shooting:
             whole = jnp.ones((steps, batch), bool) if mask is None else mask
             mask = jnp.pad(whole, ((0, spare), (0, 0)))
             x = jnp.pad(x, ((0, spare), (0, 0), (0, 0)))
-        x, mask = cut.split(x), None if mask is None else cut.split(mask)
+        x, mask = cut.split(x), None if mask is None else cut.split(mask.astype(bool))
         knobs = Knobs(
             _ULPS * float(jnp.finfo(dtype).eps) if self.tolerance is None else self.tolerance,
             min(x.shape[0], _BURN_IN if self.burn_in is None else self.burn_in),
@@ -316,8 +337,9 @@ class _Way(NamedTuple):
             return jax.tree.map(split, (ys, residuals)), last
 
         near = slice(gx.shape[0] - self.knobs.burn_in, None)
+        guess = excited(carry, START)
         (ys, residuals), last, info = shoot(
-            self.knobs, boundaries, carry, sweep, in_order, guess=carry, near=near, everywhere=False
+            self.knobs, boundaries, carry, sweep, in_order, guess=guess, near=near, everywhere=False
         )
         return ys, last, residuals, info
 
@@ -348,7 +370,10 @@ class _Tangent(LinearMap):
 
         length = fixed.residuals.gh.shape[0]
         before = slice(length - self.knobs.burn_in, length)
-        (hs, residuals), last, _ = self._shoot(sweep, before, boundaries, operands.carry, in_order)
+        guess = self.cut.cotangent(operands.e, operands.carry)
+        (hs, residuals), last, _ = self._shoot(
+            sweep, before, boundaries, operands.carry, in_order, guess
+        )
         return hs, last, residuals
 
     def adjoint(self, fixed: Fixed, like: Operands, cotangents) -> Operands:
@@ -374,13 +399,21 @@ class _Tangent(LinearMap):
             return _each_step(self.cut.split, got._replace(carry=())), got.carry
 
         after = slice(0, self.knobs.burn_in)
-        got, first, info = self._shoot(sweep, after, boundaries, last, in_order)
+        guess = self.cut.cotangent(hs, last)
+        got, first, info = self._shoot(sweep, after, boundaries, last, in_order, guess)
         return got._replace(carry=first), info
 
-    def _shoot(self, sweep: Any, near: slice, boundaries: Boundaries, first: Carry, in_order: Any):
-        zero = tuple(jnp.zeros_like(f) for f in first)
+    def _shoot(
+        self,
+        sweep: Any,
+        near: slice,
+        boundaries: Boundaries,
+        first: Carry,
+        in_order: Any,
+        guess: Carry,
+    ):
         return shoot(
-            self.knobs, boundaries, first, sweep, in_order, guess=zero, near=near, everywhere=True
+            self.knobs, boundaries, first, sweep, in_order, guess=guess, near=near, everywhere=True
         )
 
     def _in_order(self, run: Callable[..., Any], fixed: Fixed, operands: Operands):
