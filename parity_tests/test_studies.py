@@ -209,7 +209,7 @@ def test_rules_of_thumb_follow_the_results():
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_an_example_deletes_nothing_that_is_not_its_own(resume, tmp_path, monkeypatch):
+def test_an_example_deletes_nothing_that_is_not_its_own(resume, tmp_path):
     import runs
 
     @dataclasses.dataclass

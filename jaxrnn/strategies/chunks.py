@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxrnn.cells import Carry, Size
 
-START = 0.25  # how far from rest a guess starts, in units of the state or of the cotangents
+_START = 0.25  # how far from rest a guess starts, in units of the state or of the cotangents
 
 
 class Info(NamedTuple):
@@ -67,7 +67,7 @@ class Cut(NamedTuple):
         rows = self.join(jnp.abs(of_steps)).max((0, 2), initial=0)
         for d in last:
             rows = jnp.maximum(rows, jnp.abs(d).max(1, initial=0).astype(rows.dtype))
-        return excited(tuple(jnp.zeros_like(d) for d in last), START * rows[:, None])
+        return excited(tuple(jnp.zeros_like(d) for d in last), rows[:, None])
 
     def repeat(self, carry: Carry) -> Carry:
         """One carry for all chunks."""
@@ -130,8 +130,8 @@ def _wide(dtype: Any) -> Any:
     return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
 
 
-def excited(carry: Carry, amplitude: Any) -> Carry:
-    """The carry, and in every unit about as much as `amplitude` more, in some more than in others.
+def excited(carry: Carry, size: Any = 1.0) -> Carry:
+    """The carry, and in every unit a share of `size` more, in some more than in others.
 
     What starts a guess must have a part in every direction, or one in which the network does not
     forget could be missed: a unit that is exactly 0 stays so, however much it amplifies.
@@ -139,8 +139,8 @@ def excited(carry: Carry, amplitude: Any) -> Carry:
 
     def moved(c: Array) -> Array:
         unit = np.arange(1, c.shape[-1] + 1) * 0.618034  # the golden ratio spreads them evenly
-        share = jnp.asarray(0.5 + 0.5 * (unit % 1), c.dtype)[None]
-        return c + jnp.broadcast_to(share * jnp.asarray(amplitude, c.dtype), c.shape)
+        share = jnp.asarray(_START * (0.5 + 0.5 * (unit % 1)), c.dtype)[None]
+        return c + jnp.broadcast_to(share * jnp.asarray(size, c.dtype), c.shape)
 
     return tuple(moved(c) for c in carry)
 

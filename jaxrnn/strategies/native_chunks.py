@@ -11,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn.cells import Carry, Weights
 from jaxrnn.strategies import linear
-from jaxrnn.strategies.chunks import START, Boundaries, Cut, Info, Knobs, excited, shoot
+from jaxrnn.strategies.chunks import Boundaries, Cut, Info, Knobs, excited, shoot
 from jaxrnn.strategies.native import AdjointCall, Call, Saved, adjoint, forward, materialise
 from jaxrnn.strategies.rule import no_tangent
 
@@ -53,9 +53,8 @@ def recurrence(way: Way, weights: Weights, x: Array, carry: Carry, mask: Array |
         return (ys, Trace(tuple(s.reshape(-1, s.shape[-1]) for s in starts), saved)), last
 
     near = slice(x.shape[0] - knobs.burn_in, None)
-    guess = excited(carry, START)
     (hs, trace), last, info = shoot(
-        knobs, boundaries, carry, sweep, in_order, guess=guess, near=near, everywhere=False
+        knobs, boundaries, carry, sweep, in_order, guess=excited(carry), near=near, everywhere=False
     )
     return hs, last, trace, info
 

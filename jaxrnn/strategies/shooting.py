@@ -56,7 +56,6 @@ from jaxrnn.cells import Carry, Cell, Size, Weights
 from jaxrnn.strategies import devices, linear, native_chunks, rule
 from jaxrnn.strategies.choice import default
 from jaxrnn.strategies.chunks import (
-    START,
     Boundaries,
     Cut,
     Info,
@@ -337,9 +336,15 @@ class _Way(NamedTuple):
             return jax.tree.map(split, (ys, residuals)), last
 
         near = slice(gx.shape[0] - self.knobs.burn_in, None)
-        guess = excited(carry, START)
         (ys, residuals), last, info = shoot(
-            self.knobs, boundaries, carry, sweep, in_order, guess=guess, near=near, everywhere=False
+            self.knobs,
+            boundaries,
+            carry,
+            sweep,
+            in_order,
+            guess=excited(carry),
+            near=near,
+            everywhere=False,
         )
         return ys, last, residuals, info
 
