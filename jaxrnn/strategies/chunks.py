@@ -64,7 +64,8 @@ class Cut(NamedTuple):
 
     def cotangent(self, of_steps: Array, last: Carry) -> Carry:
         """What an adjoint's guess starts with: in each row of the size of what drives it."""
-        rows = self.join(jnp.abs(of_steps)).max((0, 2), initial=0)
+        rows = jnp.abs(of_steps).max((0, 2), initial=0)
+        rows = rows.reshape(self.chunks, self.batch).max(0, initial=0)
         for d in last:
             rows = jnp.maximum(rows, jnp.abs(d).max(1, initial=0).astype(rows.dtype))
         return excited(tuple(jnp.zeros_like(d) for d in last), rows[:, None])
