@@ -133,7 +133,7 @@ def measure_case(options: Options, kind: str, steps: int, batch: int, hidden: in
         ct = (2 * ys / ys.size, jax.tree.map(jnp.zeros_like, last))
         _, info = shooting.run_adjoint(cell, weights, x, carry, None, ct)
     medians = [statistics.median(taken) for taken in seconds]
-    chunks = shooting.count(steps, batch)
+    chunks = shooting.count(steps, batch, hidden)
     told = (int(info.sweeps), float(info.residual), bool(info.fell_back))
     return Row(kind, batch, steps, hidden, *medians, chunks, *told, difference)
 

@@ -254,9 +254,10 @@ def test_through_layers_with_everything():
 def test_the_number_of_chunks_is_chosen_by_shape():
     assert jax.default_backend() == "cpu"
     steps = 0, 100, 16_383, 16_384, 65_536
-    assert [Shooting().count(n, 1) for n in steps] == [1, 1, 1, 32, 64]
-    assert [Shooting().count(65_536, batch) for batch in (0, 2, 64)] == [1, 1, 1]
-    assert [Shooting(c).count(5, 3) for c in (1, 3, 9)] == [1, 3, 5]
+    assert [Shooting().count(n, 1, 64) for n in steps] == [1, 1, 1, 32, 64]
+    assert [Shooting().count(65_536, batch, 64) for batch in (0, 2, 64)] == [1, 1, 1]
+    assert Shooting().count(65_536, 1, 63) == 1
+    assert [Shooting(c).count(5, 3, 4) for c in (1, 3, 9)] == [1, 3, 5]
 
 
 def test_one_chunk_is_the_inner_strategy():

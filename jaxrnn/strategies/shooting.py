@@ -78,6 +78,7 @@ _SHORTEST = 512
 _ROWS, _ROWS_ON_CPU = 512, 64
 _MOST_ON_CPU = 1  # rows of a batch: with more of them, a step's products are efficient as they are
 _LEAST_ON_CPU = 16_384  # steps: with fewer, burn-in and hand-over cost what the chunks gain
+_NARROWEST_ON_CPU = 64  # units: with fewer, training gains nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +88,10 @@ class Shooting:
     Args:
         chunks: P, the number of chunks, and at most T. None chooses by shape and platform: as many
             as make 64 rows of P*B on a CPU and 512 elsewhere, in chunks of no fewer than 512 steps;
-            on a CPU with B > 1 or fewer than 16,384 steps, and of a T that is symbolic under
-            `jax.export`, one, which is the inner strategy alone. Where the arrays' types say that
-            several devices share them, inside `jax.shard_map` or on an explicit mesh, it is always
-            one.
+            on a CPU with B > 1, H < 64 or fewer than 16,384 steps, and of a T that is symbolic
+            under `jax.export`, one, which is the inner strategy alone. Where the arrays' types say
+            that several devices share them, inside `jax.shard_map` or on an explicit mesh, it is
+            always one.
         inner: the strategy that runs the chunks, and the whole where it falls back; None for
             `strategies.default`.
         tolerance: the largest mismatch at a boundary, relative to the largest entry of the
@@ -163,7 +164,7 @@ class Shooting:
         precision: lax.PrecisionLike = None,
     ) -> tuple[Float[Array, "T B P"], Carry, Info]:
         """What the call returns, and how it came about. Differentiable as the call is."""
-        count = 1 if devices.spread(weights, x, carry, mask) else self.count(*x.shape[:2])
+        count = self._count(weights, x, carry, mask)
         inner = self.inner or default(cell, weights, x, carry)
         if count == 1:
             ys, last = inner(cell, weights, x, carry, mask, precision=precision)
@@ -196,7 +197,7 @@ class Shooting:
 
         What a gradient took cannot be returned from within it; this runs the same again.
         """
-        count = 1 if devices.spread(weights, x, carry, mask) else self.count(*x.shape[:2])
+        count = self._count(weights, x, carry, mask)
         inner = self.inner or default(cell, weights, x, carry)
         if count == 1:
             run = lambda c: inner(cell, weights, x, c, mask, precision=precision)  # noqa: E731
@@ -223,8 +224,13 @@ class Shooting:
         back, info = shot.linear_map().shoot_back(fixed, like, (d_hs, d_last, None))
         return back.carry, info
 
-    def count(self, steps: Size, batch: Size) -> int:
-        """P for T steps of B rows: `chunks`, or what is chosen for it."""
+    def _count(self, weights: Weights, x: Array, carry: Carry, mask: Array | None) -> int:
+        if devices.spread(weights, x, carry, mask):
+            return 1
+        return self.count(*x.shape[:2], carry[-1].shape[-1])
+
+    def count(self, steps: Size, batch: Size, hidden: int) -> int:
+        """P for T steps of B rows and H units: `chunks`, or what is chosen for it."""
         if not isinstance(steps, int):
             if self.chunks is None:
                 return 1
@@ -238,7 +244,8 @@ class Shooting:
             if not isinstance(batch, int):
                 return 1
             on_cpu = jax.default_backend() == "cpu"
-            if on_cpu and (batch > _MOST_ON_CPU or steps < _LEAST_ON_CPU):
+            small = steps < _LEAST_ON_CPU or hidden < _NARROWEST_ON_CPU
+            if on_cpu and (batch > _MOST_ON_CPU or small):
                 return 1
             rows = _ROWS_ON_CPU if on_cpu else _ROWS
             return max(1, min(rows // batch, steps // _SHORTEST))
