@@ -227,7 +227,8 @@ class Shooting:
     def _count(self, weights: Weights, x: Array, carry: Carry, mask: Array | None) -> int:
         if devices.spread(weights, x, carry, mask):
             return 1
-        return self.count(*x.shape[:2], carry[-1].shape[-1])
+        steps, batch, _ = x.shape
+        return self.count(steps, batch, carry[-1].shape[-1])
 
     def count(self, steps: Size, batch: Size, hidden: int) -> int:
         """P for T steps of B rows and H units: `chunks`, or what is chosen for it."""
