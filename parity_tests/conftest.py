@@ -17,6 +17,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """What a module compiled no other module runs; all together they take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def compilations():
     """A callable that says how often XLA has compiled since the fixture was set up."""

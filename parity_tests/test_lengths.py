@@ -165,9 +165,9 @@ def test_chunks_with_the_state_carried_over_equal_the_whole(kind, strategy, cut)
 
 
 @every_layer
-@every_strategy
-def test_traced_lengths_are_clipped(strategy, kind):
-    module, run, x, hx = setup(kind, strategy)
+def test_traced_lengths_are_clipped(kind):
+    """Before a strategy sees any: it is given a mask."""
+    module, run, x, hx = setup(kind, strategies.Scan())
     for dtype in (np.int8, np.int32, np.int64):
         wild = run(module, x, hx, np.array([-7, 100, 3, 0], dtype))
         same_bits(wild, run(module, x, hx, np.array([0, T, 3, 0])))
