@@ -220,7 +220,8 @@ def step_states(
 def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None:
     """`lengths` as an int32 array (B,), or None where every known row is as long as the array.
 
-    Known values outside [0, T] are refused; traced ones are clipped.
+    Known values outside [0, T] are refused. Traced ones stay on their side of it, and the mask
+    that is made of them, t < lengths, clips them.
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if isinstance(value, list | tuple) and not value:
@@ -254,9 +255,7 @@ def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None
         array = jnp.minimum(array, jnp.full(shape, bounds.max, array.dtype))
     if wide.min < bounds.min:
         array = jnp.maximum(array, jnp.zeros(shape, array.dtype))
-    top = jnp.broadcast_to(jnp.asarray(steps).astype(jnp.int32), shape)
-    array = jnp.minimum(jnp.maximum(array.astype(jnp.int32), jnp.zeros(shape, jnp.int32)), top)
-    return array.reshape(batch)
+    return array.astype(jnp.int32).reshape(batch)
 
 
 def _as_states(name: str, hx: Any, names: tuple[str, ...]) -> tuple[Array, ...]:

@@ -260,6 +260,21 @@ def test_the_number_of_chunks_is_chosen_by_shape():
     assert [Shooting(c).count(5, 3, 4) for c in (1, 3, 9)] == [1, 3, 5]
 
 
+@pytest.mark.parametrize("hidden", [63, 64])
+def test_a_run_chooses_by_its_units_not_its_outputs(hidden):
+    """One that is cut cannot agree to the last bit in one sweep from a guess; one chunk can."""
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape))  # noqa: E731
+    outputs = 2 if hidden == 64 else 64
+    weights = Weights(
+        normal(4 * hidden, 1), normal(4 * hidden, outputs), hr=normal(outputs, hidden)
+    )
+    carry = jnp.zeros((1, outputs)), jnp.zeros((1, hidden))
+    strategy = Shooting(inner=Scan(), tolerance=0.0, burn_in=0, max_sweeps=1)
+    _, _, info = strategy.run(cells.lstm, weights, normal(16_384, 1, 1), carry)
+    assert bool(info.fell_back) == (hidden == 64)
+
+
 def test_one_chunk_is_the_inner_strategy():
     cell, *args = forgets()
     ys, last, info = Shooting(inner=Scan()).run(cell, *args)
