@@ -333,19 +333,26 @@ def test_a_file_in_place_of_the_folder(tmp_path):
     assert path.read_text() == "mine"
 
 
-# Root may write anywhere, so the child becomes someone else; the limit on the size of files fails
-# a write in the middle of a file, as a full disk does.
+# Root may write anywhere, so the child becomes someone else, who may not be able to read the
+# checkout: it first runs on a copy, to import all that is imported late. The limit on the size of
+# files fails a write in the middle of a file, as a full disk does.
 CHILD = """
-import os, resource, signal, sys
+import os, resource, shutil, sys, tempfile
 sys.path.insert(0, sys.argv[1])
 import test_fit, orbax.checkpoint
 from jaxrnn import training
+
+def go_on(folder):
+    training.fit(*test_fit.start(), test_fit.epoch, epochs=9, folder=folder, resume=True)
+
 if sys.argv[3] == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
 elif os.geteuid() == 0:
+    with tempfile.TemporaryDirectory() as other:
+        go_on(shutil.copytree(sys.argv[2], other, dirs_exist_ok=True))
     os.setuid(65534)
 try:
-    training.fit(*test_fit.start(), test_fit.epoch, epochs=9, folder=sys.argv[2], resume=True)
+    go_on(sys.argv[2])
 except OSError as error:
     print(error)
 """
