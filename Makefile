@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
-KERNEL := $(wildcard jaxrnn/native/*.cc jaxrnn/native/*.h) jaxrnn/native/CMakeLists.txt
+KERNEL := $(shell find jaxrnn/native -name "*.cc" -o -name "*.h" -o -name CMakeLists.txt)
 
 .PHONY: demo test bench lint parity sanitize clean
 

@@ -24,7 +24,8 @@ const Build& build_named(int32_t index) {
 
 Pool pool_of(ffi::ThreadPool& threads) {
   const int64_t n = threads.num_threads();
-  return {n < 1 ? 1 : int(n), [&](std::function<void()> task) { threads.Schedule(std::move(task)); }};
+  return {n < 1 ? 1 : int(n),
+          [&](std::function<void()> task) { threads.Schedule(std::move(task)); }};
 }
 
 // Absent operands come as arrays without elements.
@@ -42,7 +43,8 @@ void want_huge_pages(const ffi::AnyBuffer& buffer) {
   const auto begin = reinterpret_cast<uintptr_t>(buffer.untyped_data());
   const uintptr_t from = begin / page * page;
   const uintptr_t to = (begin + buffer.size_bytes() + page - 1) / page * page;
-  if (buffer.size_bytes() >= page / 2) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+  if (buffer.size_bytes() >= page / 2)
+    madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
 #else
   (void)buffer;
 #endif
@@ -72,27 +74,40 @@ Shape shape_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& h0, bool reverse) 
 using Out = ffi::Result<ffi::AnyBuffer>;
 using In = ffi::AnyBuffer;
 
-ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x, In w_ih,
-                   In w_hh, In b_ih, In b_hh, In h0, In c0, In mask, Out ys, Out h, Out c, Out saved, Out cs) {
+ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x,
+                   In w_ih, In w_hh, In b_ih, In b_hh, In h0, In c0, In mask, Out ys, Out h, Out c,
+                   Out saved, Out cs) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    Forward<T> call{CellKind(cell), shape_of(x, h0, reverse), data<T>(x),  data<T>(w_ih),   data<T>(w_hh),
-                    data<T>(b_ih),  data<T>(b_hh),            data<T>(h0), data<T>(c0),     data<uint8_t>(mask),
-                    data<T>(*ys),   data<T>(*h),              data<T>(*c), data<T>(*saved), data<T>(*cs)};
+    Forward<T> call{CellKind(cell), shape_of(x, h0, reverse),
+                    data<T>(x),     data<T>(w_ih),
+                    data<T>(w_hh),  data<T>(b_ih),
+                    data<T>(b_hh),  data<T>(h0),
+                    data<T>(c0),    data<uint8_t>(mask),
+                    data<T>(*ys),   data<T>(*h),
+                    data<T>(*c),    data<T>(*saved),
+                    data<T>(*cs)};
     for (Out* result : {&ys, &saved, &cs}) want_huge_pages(**result);
     run(build_named(build), call, pool_of(threads));
   });
 }
 
-ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x, In w_ih,
-                   In w_hh, In h0, In c0, In mask, In ys, In cs, In, In d_ys, In d_h, In d_c, Out gates, Out dx,
-                   Out dw_ih, Out dw_hh, Out db_ih, Out db_hh, Out dh0, Out dc0) {
+ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x,
+                   In w_ih, In w_hh, In h0, In c0, In mask, In ys, In cs, In, In d_ys, In d_h,
+                   In d_c, Out gates, Out dx, Out dw_ih, Out dw_hh, Out db_ih, Out db_hh, Out dh0,
+                   Out dc0) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    Adjoint<T> call{CellKind(cell), shape_of(x, h0, reverse), data<T>(x),      data<T>(w_ih),  data<T>(w_hh),
-                    data<T>(h0),    data<T>(c0),     data<uint8_t>(mask), data<T>(ys), data<T>(cs),
-                    data<T>(d_ys),  data<T>(d_h),    data<T>(d_c),    data<T>(*gates), data<T>(*dx),
-                    data<T>(*dw_ih), data<T>(*dw_hh), data<T>(*db_ih), data<T>(*db_hh), data<T>(*dh0),
+    Adjoint<T> call{CellKind(cell),  shape_of(x, h0, reverse),
+                    data<T>(x),      data<T>(w_ih),
+                    data<T>(w_hh),   data<T>(h0),
+                    data<T>(c0),     data<uint8_t>(mask),
+                    data<T>(ys),     data<T>(cs),
+                    data<T>(d_ys),   data<T>(d_h),
+                    data<T>(d_c),    data<T>(*gates),
+                    data<T>(*dx),    data<T>(*dw_ih),
+                    data<T>(*dw_hh), data<T>(*db_ih),
+                    data<T>(*db_hh), data<T>(*dh0),
                     data<T>(*dc0)};
     want_huge_pages(*dx);
     run(build_named(build), call, pool_of(threads));
@@ -157,7 +172,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_adjoint, jaxrnn::adjoint,
 JAXRNN_EXPORT const char* jaxrnn_builds() {
   static const std::string names = [] {
     std::string joined;
-    for (const jaxrnn::Build* build : jaxrnn::builds()) joined += (joined.empty() ? "" : ",") + std::string(build->name);
+    for (const jaxrnn::Build* build : jaxrnn::builds())
+      joined += (joined.empty() ? "" : ",") + std::string(build->name);
     return joined;
   }();
   return names.c_str();

@@ -16,14 +16,14 @@ void* private_memory(Workspace& work, int member, int64_t bytes) {
 
 void wait_for_all(Workspace& work) { work.all_.wait(); }
 
-#if defined(__x86_64__)
+#if defined(JAXRNN_AVX)
 extern const Build build_avx512, build_avx2;
 #endif
 extern const Build build_portable;
 
 std::vector<const Build*> builds() {
   std::vector<const Build*> found;
-#if defined(__x86_64__)
+#if defined(JAXRNN_AVX)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
     found.push_back(&build_avx512);
@@ -41,7 +41,8 @@ struct Work {
 
   Schedule schedule(const Shape& shape) const {
     const bool masked = !previous.empty();
-    return {order.data(), begin.data(), masked ? previous.data() : nullptr, masked ? steps.data() : nullptr,
+    return {order.data(), begin.data(), masked ? previous.data() : nullptr,
+            masked ? steps.data() : nullptr,
             masked ? int64_t(steps.size()) : shape.steps * shape.batch};
   }
 };
@@ -74,7 +75,9 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
   for (int32_t b : longest) {
     size_t best = 0;
     for (size_t g = 1; g < groups.size(); ++g)
-      if (std::make_pair(load[g], groups[g].size()) < std::make_pair(load[best], groups[best].size())) best = g;
+      if (std::make_pair(load[g], groups[g].size()) <
+          std::make_pair(load[best], groups[best].size()))
+        best = g;
     groups[best].push_back(b);
     load[best] += length[size_t(b)];
   }
@@ -144,7 +147,8 @@ void run(const Build& build, const Forward<T>& call, const Pool& pool) {
 
 template <class T>
 void run(const Build& build, const Adjoint<T>& call, const Pool& pool) {
-  run_call<T>(build, call, pool, 1 + (call.dw_hh != nullptr) + (call.dx != nullptr), table<T>(build).adjoint_memory, table<T>(build).adjoint);
+  run_call<T>(build, call, pool, 1 + (call.dw_hh != nullptr) + (call.dx != nullptr),
+              table<T>(build).adjoint_memory, table<T>(build).adjoint);
 }
 
 template void run(const Build&, const Forward<float>&, const Pool&);

@@ -39,7 +39,8 @@ JAXRNN_INLINE void store(T* p, V<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// The first n lanes; the others are read as 0 and not written. Only the last vector of a row is cut.
+// The first n lanes; the others are read as 0 and not written. Only the last vector of a row is
+// cut.
 template <class T>
 __attribute__((noinline)) V<T> load_cut(const T* p, int64_t n) {
   V<T> v = {};
@@ -80,7 +81,8 @@ struct Constants<float> {
 
 template <>
 struct Constants<double> {
-  static constexpr double hi = 0x1.62e42feep-1, lo = 0x1.a39ef35793c76p-33, log2e = 0x1.71547652b82fep+0;
+  static constexpr double hi = 0x1.62e42feep-1, lo = 0x1.a39ef35793c76p-33,
+                          log2e = 0x1.71547652b82fep+0;
   static constexpr double magic = 0x1.8p52, largest = 708., saturated = 20.;
   static constexpr int terms = 14, mantissa = 52, bias = 1023;
   static constexpr int64_t magic_bits = 0x4338000000000000;
@@ -129,7 +131,8 @@ JAXRNN_INLINE V<T> sigmoid(V<T> x) {
   return T(1) / ((T(1) + e.scale) + e.scale * e.m);
 }
 
-// tanh |x| = (e^2|x| - 1) / (e^2|x| + 1), from e^y - 1 so that small x keep their relative accuracy.
+// tanh |x| = (e^2|x| - 1) / (e^2|x| + 1), from e^y - 1 so that small x keep their relative
+// accuracy.
 template <class T>
 JAXRNN_INLINE V<T> tanh(V<T> x) {
   const VI<T> sign = (VI<T>)(-V<T>{});

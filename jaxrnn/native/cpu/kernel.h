@@ -52,8 +52,8 @@ struct Adjoint {
 
 // How `members` threads share the work. Either each walks every `members`-th of `groups` sets of
 // rows, or all walk one set `together`: each owns some of the units, and they wait for each other
-// after every step. How rows fall into groups and blocks decides how sums are rounded, so neither may
-// depend on how many threads came in time.
+// after every step. How rows fall into groups and blocks decides how sums are rounded, so neither
+// may depend on how many threads came in time.
 struct Plan {
   int groups;
   bool together;

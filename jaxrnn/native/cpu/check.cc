@@ -10,7 +10,8 @@ namespace {
 
 using namespace jaxrnn;
 
-constexpr CellKind kCells[] = {CellKind::rnn_tanh, CellKind::rnn_relu, CellKind::lstm, CellKind::gru};
+constexpr CellKind kCells[] = {CellKind::rnn_tanh, CellKind::rnn_relu, CellKind::lstm,
+                               CellKind::gru};
 
 // Each of the first `idle` tasks gets a thread of its own; the others find every thread busy.
 struct Threads {
@@ -53,19 +54,47 @@ class Data {
     std::vector<T> ys(size_t(all * hidden)), h(size_t(states), T(0)), c(size_t(states), T(0));
     std::vector<T> saved(size_t(all * saved_gates(case_.cell) * hidden)), cs(size_t(all * hidden));
     const uint8_t* m = case_.masked ? mask.data() : nullptr;
-    Forward<T> f{case_.cell, case_.shape, x.data(), w_ih.data(), w_hh.data(),
-                 case_.bias ? b_ih.data() : nullptr, case_.bias ? b_hh.data() : nullptr, h0.data(),
-                 lstm ? c0.data() : nullptr, m, ys.data(), h.data(), lstm ? c.data() : nullptr,
-                 gates(case_.cell) > 1 ? saved.data() : nullptr, lstm ? cs.data() : nullptr};
+    Forward<T> f{case_.cell,
+                 case_.shape,
+                 x.data(),
+                 w_ih.data(),
+                 w_hh.data(),
+                 case_.bias ? b_ih.data() : nullptr,
+                 case_.bias ? b_hh.data() : nullptr,
+                 h0.data(),
+                 lstm ? c0.data() : nullptr,
+                 m,
+                 ys.data(),
+                 h.data(),
+                 lstm ? c.data() : nullptr,
+                 gates(case_.cell) > 1 ? saved.data() : nullptr,
+                 lstm ? cs.data() : nullptr};
     Threads workers(threads, idle);
     jaxrnn::run(build, f, workers.pool);
     std::vector<T> dx(x.size()), dw_ih(size_t(rows * inputs)), dw_hh(size_t(rows * hidden));
     std::vector<T> db_ih(static_cast<size_t>(rows)), db_hh(static_cast<size_t>(rows));
     std::vector<T> dh0(size_t(states), T(0)), dc0(size_t(states), T(0));
-    Adjoint<T> a{case_.cell, case_.shape, x.data(), w_ih.data(), w_hh.data(), h0.data(),
-                 lstm ? c0.data() : nullptr, m, ys.data(), lstm ? cs.data() : nullptr, d_ys.data(), d_h.data(),
-                 lstm ? d_c.data() : nullptr, saved.data(), dx.data(), dw_ih.data(), dw_hh.data(), db_ih.data(),
-                 db_hh.data(), dh0.data(), lstm ? dc0.data() : nullptr};
+    Adjoint<T> a{case_.cell,
+                 case_.shape,
+                 x.data(),
+                 w_ih.data(),
+                 w_hh.data(),
+                 h0.data(),
+                 lstm ? c0.data() : nullptr,
+                 m,
+                 ys.data(),
+                 lstm ? cs.data() : nullptr,
+                 d_ys.data(),
+                 d_h.data(),
+                 lstm ? d_c.data() : nullptr,
+                 saved.data(),
+                 dx.data(),
+                 dw_ih.data(),
+                 dw_hh.data(),
+                 db_ih.data(),
+                 db_hh.data(),
+                 dh0.data(),
+                 lstm ? dc0.data() : nullptr};
     Threads others(threads, idle);
     jaxrnn::run(build, a, others.pool);
     std::vector<T> everything;
@@ -98,17 +127,18 @@ int check(const Case& c, double tolerance) {
       const std::vector<T> got = data.run(*build, threads, threads);
       double worst = 0;
       for (size_t i = 0; i < got.size(); ++i)
-        worst = std::fmax(worst, std::fabs(double(got[i] - wanted[i])) / (1 + std::fabs(double(wanted[i]))));
+        worst = std::fmax(
+            worst, std::fabs(double(got[i] - wanted[i])) / (1 + std::fabs(double(wanted[i]))));
       if (!(worst < tolerance)) {
-        std::printf("%s, cell %d, T %ld B %ld I %ld H %ld, %d threads: %g\n", build->name, int(c.cell),
-                    long(c.shape.steps), long(c.shape.batch), long(c.shape.inputs), long(c.shape.hidden), threads,
-                    worst);
+        std::printf("%s, cell %d, T %ld B %ld I %ld H %ld, %d threads: %g\n", build->name,
+                    int(c.cell), long(c.shape.steps), long(c.shape.batch), long(c.shape.inputs),
+                    long(c.shape.hidden), threads, worst);
         ++failures;
       }
       for (int idle : {0, 2})
         if (idle < threads && data.run(*build, threads, idle) != got) {
-          std::printf("%s, cell %d, H %ld: %d of %d threads give other bits\n", build->name, int(c.cell),
-                      long(c.shape.hidden), idle + 1, threads);
+          std::printf("%s, cell %d, H %ld: %d of %d threads give other bits\n", build->name,
+                      int(c.cell), long(c.shape.hidden), idle + 1, threads);
           ++failures;
         }
     }
@@ -119,8 +149,9 @@ int check(const Case& c, double tolerance) {
 
 int main() {
   // Small and odd shapes, and some that are worth several threads, by rows and by units.
-  const Shape shapes[] = {{5, 1, 3, 1},   {7, 5, 3, 17},  {4, 7, 1, 63},   {0, 2, 3, 4},    {1, 1, 1, 3},
-                          {6, 3, 33, 100}, {70, 2, 16, 64}, {40, 5, 17, 64}, {9, 41, 20, 72}, {25, 3, 40, 300}};
+  const Shape shapes[] = {{5, 1, 3, 1},    {7, 5, 3, 17},   {4, 7, 1, 63},   {0, 2, 3, 4},
+                          {1, 1, 1, 3},    {6, 3, 33, 100}, {70, 2, 16, 64}, {40, 5, 17, 64},
+                          {9, 41, 20, 72}, {25, 3, 40, 300}};
   int failures = 0, count = 0;
   for (CellKind cell : kCells)
     for (const Shape& shape : shapes)

@@ -1,0 +1,143 @@
+// The backward pass: the recurrence of the cotangents, then the gradients of weights and inputs.
+#pragma once
+
+#include "gradient-inl.h"
+
+namespace {
+
+using namespace jaxrnn;
+
+template <class T>
+void adjoint_memory(const Adjoint<T>& f, const Plan&, int64_t (&bytes)[kSlots]) {
+  const Shape& s = f.shape;
+  auto padded = [](int64_t n) {
+    return ceil_div(n, panel_vectors<T>(n) * kLanes<T>) * panel_vectors<T>(n) * kLanes<T>;
+  };
+  bytes[kBackPanels] = gates(f.cell) * s.hidden * padded(s.hidden) * int64_t(sizeof(T));
+  bytes[kInputBackPanels] =
+      f.dx ? gates(f.cell) * s.hidden * padded(s.inputs) * int64_t(sizeof(T)) : 0;
+}
+
+template <class T>
+struct AdjointStep {
+  const Adjoint<T>& f;
+  const Schedule& schedule;
+  const T* panels;
+  const int32_t* rows;
+  const T** next;  // by position in the group: the cotangents of the row's next step
+  int64_t t;
+};
+
+// dh of R rows for the units of one panel: what comes from outside, plus W_hh^T times the next
+// step's cotangents. At t < 0 that is the cotangent of the initial state; else the cell follows.
+template <class T, class C, int R, int N>
+__attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t panel,
+                                             const int32_t* active) {
+  constexpr int L = kLanes<T>;
+  const Shape& shape = s.f.shape;
+  const int64_t H = shape.hidden, depth = C::kGates * H;
+  V<T> dh[R][N];
+  const T* rows[R];
+  for (int r = 0; r < R; ++r) {
+    const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
+    rows[r] = s.next[active[r]];
+    for (int v = 0; v < N; ++v) {
+      const int64_t u = (panel * N + v) * L;
+      dh[r][v] = u < H ? load(s.f.dh0 + b * H + u, H - u) : V<T>{};
+      if (s.t >= 0 && u < H) dh[r][v] += load(s.f.d_ys + at * H + u, H - u);
+    }
+  }
+  multiply<T, R, N, N>(dh, rows, s.panels + panel * depth * N * L, depth, Same());
+  for (int r = 0; r < R; ++r) {
+    const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      const int64_t u = (panel * N + v) * L;
+      if (u >= H) break;
+      AdjointUnit<T> unit = {};
+      unit.carry = s.f.dh0 + b * H + u;
+      unit.n = H - u;
+      if (s.t < 0) {
+        store(unit.carry, dh[r][v], unit.n);
+        continue;
+      }
+      const int64_t before = s.schedule.before(shape, at);
+      unit.h = (before < 0 ? s.f.h0 + b * H : s.f.ys + before * H) + u;
+      unit.y = s.f.ys + at * H + u;
+      unit.gates = s.f.gates + at * C::kSaved * H + u;
+      unit.hidden = H;
+      unit.relu = s.f.cell == CellKind::rnn_relu;
+      if (s.f.cs) {
+        unit.c = s.f.cs + at * H + u;
+        unit.c_previous = (before < 0 ? s.f.c0 + b * H : s.f.cs + before * H) + u;
+        unit.dc = s.f.dc0 + b * H + u;
+      }
+      C::template adjoint<T>(dh[r][v], unit);
+    }
+  }
+}
+
+template <class T, class C, int N>
+void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& group,
+                  const T* packed, Workspace& work, int member) {
+  const Shape& s = f.shape;
+  const int64_t depth = C::kGates * s.hidden, width = N * kLanes<T>;
+  const int64_t panels = ceil_div(s.hidden, width);
+  const int64_t p0 = panels * group.part / group.parts,
+                p1 = panels * (group.part + 1) / group.parts;
+  const int64_t u0 = min(p0 * width, s.hidden), u1 = min(p1 * width, s.hidden);
+  const T** next =
+      static_cast<const T**>(private_memory(work, member, group.size * int64_t(sizeof(T*))));
+  int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
+  T* zeros = static_cast<T*>(private_memory(work, member, depth * int64_t(sizeof(T))));
+  copy<T>(zeros, nullptr, depth);
+  for (int64_t j = 0; j < group.size; ++j) {
+    const int64_t b = group.rows[j];
+    next[j] = zeros;
+    copy(f.dh0 + b * s.hidden + u0, f.d_h + b * s.hidden + u0, u1 - u0);
+    if (f.dc0) copy(f.dc0 + b * s.hidden + u0, f.d_c + b * s.hidden + u0, u1 - u0);
+  }
+
+  AdjointStep<T> step{f, schedule, packed, group.rows, next, 0};
+  auto run = [&](int64_t count) {
+    for (int64_t p = p0; p < p1; ++p)
+      for_blocks(count,
+                 [&](auto r, int64_t at) { adjoint_block<T, C, r(), N>(step, p, active + at); });
+  };
+  for (int64_t i = s.steps - 1; i >= 0; --i) {
+    const int64_t t = step.t = s.time(i);
+    const int64_t count = group.at(t, active);
+    run(count);
+    for (int64_t j = 0; j < count; ++j)
+      next[active[j]] = f.gates + (t * s.batch + group.rows[active[j]]) * C::kSaved * s.hidden;
+    if (group.parts > 1) wait_for_all(work);
+  }
+  step.t = -1;
+  for (int64_t j = 0; j < group.size; ++j) active[j] = int32_t(j);
+  run(group.size);
+}
+
+template <class T, class C>
+void run_adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
+                 int member) {
+  const Shape& s = f.shape;
+  const int64_t depth = C::kGates * s.hidden;
+  auto width = [](int64_t columns) { return panel_vectors<T>(columns) * kLanes<T>; };
+  T* back = static_cast<T*>(shared_memory(work, kBackPanels));
+  pack_plain(back, f.w_hh, depth, s.hidden, width(s.hidden), member, plan.members);
+  if (f.dx)
+    pack_plain(static_cast<T*>(shared_memory(work, kInputBackPanels)), f.w_ih, depth, s.inputs,
+               width(s.inputs), member, plan.members);
+  wait_for_all(work);
+  with_vectors(panel_vectors<T>(s.hidden), [&](auto n) {
+    for_groups(plan, schedule, f.mask, s.batch, member, [&](const Group& group) {
+      walk_adjoint<T, C, n()>(f, schedule, group, back, work, member);
+    });
+  });
+  if (!f.dw_hh && !f.dx) return;
+  wait_for_all(work);
+  if (f.dw_hh) weight_gradients<T, C>(f, plan, schedule, work, member);
+  if (f.dx) input_gradient<T, C>(f, plan, schedule, work, member);
+}
+
+}  // namespace

@@ -1,0 +1,137 @@
+// The cells: one vector of units of one row, forward and backward.
+#pragma once
+
+#include "kernel.h"
+#include "product-inl.h"
+
+namespace {
+
+using namespace jaxrnn;
+
+// Where one vector of units of one row reads and writes in a forward step. `n` lanes of it count.
+template <class T>
+struct ForwardUnit {
+  const T* h;  // h_{t-1}
+  T *c, *y, *saved, *cs;
+  int64_t hidden, n;
+  bool relu;
+};
+
+template <class T>
+struct AdjointUnit {
+  const T *h, *c, *c_previous, *y;
+  T *gates, *carry, *dc;
+  int64_t hidden, n;
+  bool relu;
+};
+
+// kVectors: weight vectors a panel; kSums: accumulators a row; kUnits: vectors of units a panel.
+struct Lstm {
+  static constexpr int kGates = 4, kVectors = 4, kSums = 4, kUnits = 1, kSaved = 4;
+  static constexpr Same x_sum{}, h_sum{};
+
+  template <class T>
+  JAXRNN_INLINE static void finish(V<T> (&sum)[kSums], int, const ForwardUnit<T>& u) {
+    const V<T> i = sigmoid<T>(sum[0]), f = sigmoid<T>(sum[1]), g = tanh<T>(sum[2]),
+               o = sigmoid<T>(sum[3]);
+    const V<T> c = f * load(u.c, u.n) + i * g;
+    store(u.c, c, u.n);
+    store(u.y, o * tanh<T>(c), u.n);
+    if (u.saved) {
+      store(u.saved, i, u.n);
+      store(u.saved + u.hidden, f, u.n);
+      store(u.saved + 2 * u.hidden, g, u.n);
+      store(u.saved + 3 * u.hidden, o, u.n);
+      store(u.cs, c, u.n);
+    }
+  }
+
+  template <class T>
+  JAXRNN_INLINE static void adjoint(V<T> dh, const AdjointUnit<T>& u) {
+    T *pi = u.gates, *pf = pi + u.hidden, *pg = pf + u.hidden, *po = pg + u.hidden;
+    const V<T> i = load(pi, u.n), f = load(pf, u.n), g = load(pg, u.n), o = load(po, u.n);
+    const V<T> tc = tanh<T>(load(u.c, u.n));
+    const V<T> dc = load(u.dc, u.n) + dh * o * (T(1) - tc * tc);
+    store(pi, dc * g * i * (T(1) - i), u.n);
+    store(pf, dc * load(u.c_previous, u.n) * f * (T(1) - f), u.n);
+    store(pg, dc * i * (T(1) - g * g), u.n);
+    store(po, dh * tc * o * (T(1) - o), u.n);
+    store(u.dc, dc * f, u.n);
+    store(u.carry, V<T>{}, u.n);
+  }
+};
+
+// Sums: r, z, W_hn h + b_hn, W_in x + b_in. The adjoint leaves the cotangents of r, z and of the
+// last two, in this order.
+struct Gru {
+  static constexpr int kGates = 3, kVectors = 3, kSums = 4, kUnits = 1, kSaved = 4;
+  struct Input {
+    constexpr int operator()(int v) const { return v == 2 ? 3 : v; }
+  };
+  static constexpr Input x_sum{};
+  static constexpr Same h_sum{};
+
+  template <class T>
+  JAXRNN_INLINE static void finish(V<T> (&sum)[kSums], int, const ForwardUnit<T>& u) {
+    const V<T> r = sigmoid<T>(sum[0]), z = sigmoid<T>(sum[1]);
+    const V<T> n = tanh<T>(sum[3] + r * sum[2]);
+    store(u.y, (T(1) - z) * n + z * load(u.h, u.n), u.n);
+    if (u.saved) {
+      store(u.saved, r, u.n);
+      store(u.saved + u.hidden, z, u.n);
+      store(u.saved + 2 * u.hidden, n, u.n);
+      store(u.saved + 3 * u.hidden, sum[2], u.n);
+    }
+  }
+
+  template <class T>
+  JAXRNN_INLINE static void adjoint(V<T> dh, const AdjointUnit<T>& u) {
+    T *pr = u.gates, *pz = pr + u.hidden, *pn = pz + u.hidden, *pm = pn + u.hidden;
+    const V<T> r = load(pr, u.n), z = load(pz, u.n), n = load(pn, u.n), m = load(pm, u.n);
+    const V<T> dn = dh * (T(1) - z) * (T(1) - n * n);
+    store(pr, dn * m * r * (T(1) - r), u.n);
+    store(pz, dh * (load(u.h, u.n) - n) * z * (T(1) - z), u.n);
+    store(pn, dn * r, u.n);
+    store(pm, dn, u.n);
+    store(u.carry, dh * z, u.n);
+  }
+};
+
+template <int N>
+struct Rnn {
+  static constexpr int kGates = 1, kVectors = N, kSums = N, kUnits = N, kSaved = 1;
+  static constexpr Same x_sum{}, h_sum{};
+
+  template <class T>
+  JAXRNN_INLINE static void finish(V<T> (&sum)[kSums], int v, const ForwardUnit<T>& u) {
+    const V<T> s = sum[v];
+    store(u.y, u.relu ? (s <= V<T>{} ? V<T>{} : s) : tanh<T>(s), u.n);
+  }
+
+  template <class T>
+  JAXRNN_INLINE static void adjoint(V<T> dh, const AdjointUnit<T>& u) {
+    const V<T> y = load(u.y, u.n);
+    store(u.gates, u.relu ? (y <= V<T>{} ? V<T>{} : dh) : dh * (T(1) - y * y), u.n);
+    store(u.carry, V<T>{}, u.n);
+  }
+};
+
+template <class T, class F>
+JAXRNN_INLINE void with_cell(CellKind cell, int64_t hidden, F&& f) {
+  if (cell == CellKind::lstm) return f(Lstm());
+  if (cell == CellKind::gru) return f(Gru());
+  with_vectors(panel_vectors<T>(hidden), [&](auto n) { f(Rnn<n()>()); });
+}
+
+// The weight row from which vector v of a panel takes its lanes, and how many there are.
+template <class T, class C>
+JAXRNN_INLINE int64_t first_unit(int64_t panel, int v) {
+  return (panel * C::kUnits + (C::kUnits > 1 ? v : 0)) * kLanes<T>;
+}
+
+template <class T, class C>
+JAXRNN_INLINE int64_t first_row(int64_t panel, int v, int64_t hidden) {
+  return (C::kUnits > 1 ? 0 : v) * hidden + first_unit<T, C>(panel, v);
+}
+
+}  // namespace

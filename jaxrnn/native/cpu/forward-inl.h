@@ -1,0 +1,205 @@
+// The forward pass over a whole sequence.
+#pragma once
+
+#include "cell-inl.h"
+#include "group-inl.h"
+
+namespace {
+
+using namespace jaxrnn;
+
+enum { kInputPanels, kHiddenPanels, kBiases };
+
+template <class T>
+void forward_memory(const Forward<T>& f, const Plan&, int64_t (&bytes)[kSlots]) {
+  const Shape& s = f.shape;
+  with_cell<T>(f.cell, s.hidden, [&](auto cell) {
+    using C = decltype(cell);
+    const int64_t panels = ceil_div(s.hidden, C::kUnits * kLanes<T>);
+    const int64_t vector = kLanes<T> * int64_t(sizeof(T));
+    bytes[kInputPanels] = panels * s.inputs * C::kVectors * vector;
+    bytes[kHiddenPanels] = panels * s.hidden * C::kVectors * vector;
+    bytes[kBiases] = panels * C::kSums * vector;
+  });
+}
+
+template <class T, class C>
+void pack_forward(const Forward<T>& f, T* wx, T* wh, T* bias, int64_t p) {
+  constexpr int L = kLanes<T>;
+  const Shape& s = f.shape;
+  auto first = [&](int v) { return first_row<T, C>(p, v, s.hidden); };
+  auto lanes = [&](int v) { return s.hidden - first_unit<T, C>(p, v); };
+  pack_transposed<T, C::kVectors>(wx + p * s.inputs * C::kVectors * L, f.w_ih, s.inputs, first,
+                                  lanes);
+  pack_transposed<T, C::kVectors>(wh + p * s.hidden * C::kVectors * L, f.w_hh, s.hidden, first,
+                                  lanes);
+  T* b = bias + p * C::kSums * L;
+  copy<T>(b, nullptr, C::kSums * L);
+  for (int v = 0; v < C::kVectors; ++v)
+    for (int64_t i = 0; i < min<int64_t>(lanes(v), L); ++i) {
+      if (f.b_ih) b[C::x_sum(v) * L + i] += f.b_ih[first(v) + i];
+      if (f.b_hh) b[C::h_sum(v) * L + i] += f.b_hh[first(v) + i];
+    }
+}
+
+template <class T>
+struct ForwardStep {
+  const Forward<T>& f;
+  const T *wx, *wh, *bias;
+  const int32_t* rows;
+  const T** h;  // by position in the group
+  int64_t t;
+};
+
+// The products with the inputs of R steps (any rows, any t), stored as they are.
+template <class T, class C, int R>
+__attribute__((noinline)) void project_block(const ForwardStep<T>& s, int64_t panel,
+                                             const int32_t* steps, T* out) {
+  constexpr int L = kLanes<T>;
+  V<T> sum[R][C::kSums];
+  const T* rows[R];
+  const T* bias = s.bias + panel * C::kSums * L;
+  for (int r = 0; r < R; ++r) {
+    rows[r] = s.f.x + steps[r] * s.f.shape.inputs;
+    for (int a = 0; a < C::kSums; ++a) sum[r][a] = load(bias + a * L);
+  }
+  multiply<T, R, C::kSums, C::kVectors>(
+      sum, rows, s.wx + panel * s.f.shape.inputs * C::kVectors * L, s.f.shape.inputs, C::x_sum);
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < C::kVectors; ++v)
+      store(out + (r * C::kVectors + v) * L, sum[r][C::x_sum(v)]);
+}
+
+// One step of R rows for the units of one panel; gx holds their projected inputs, or is null.
+template <class T, class C, int R>
+__attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel,
+                                          const int32_t* active, const T* gx) {
+  constexpr int L = kLanes<T>;
+  const Shape& shape = s.f.shape;
+  V<T> sum[R][C::kSums];
+  const T* rows[R];
+  const T* bias = s.bias + panel * C::kSums * L;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int a = 0; a < C::kSums; ++a) sum[r][a] = load(bias + a * L);
+  if (gx) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < C::kVectors; ++v)
+        sum[r][C::x_sum(v)] = load(gx + (r * C::kVectors + v) * L);
+  } else {
+    for (int r = 0; r < R; ++r)
+      rows[r] = s.f.x + (s.t * shape.batch + s.rows[active[r]]) * shape.inputs;
+    multiply<T, R, C::kSums, C::kVectors>(sum, rows, s.wx + panel * shape.inputs * C::kVectors * L,
+                                          shape.inputs, C::x_sum);
+  }
+  for (int r = 0; r < R; ++r) rows[r] = s.h[active[r]];
+  multiply<T, R, C::kSums, C::kVectors>(sum, rows, s.wh + panel * shape.hidden * C::kVectors * L,
+                                        shape.hidden, C::h_sum);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
+#pragma GCC unroll 4
+    for (int v = 0; v < C::kUnits; ++v) {
+      const int64_t u = first_unit<T, C>(panel, v);
+      if (u >= shape.hidden) break;
+      ForwardUnit<T> unit = {};
+      unit.h = rows[r] + u;
+      unit.c = s.f.c_last + b * shape.hidden + u;
+      unit.y = s.f.ys + at * shape.hidden + u;
+      unit.saved = s.f.saved ? s.f.saved + at * C::kSaved * shape.hidden + u : nullptr;
+      unit.cs = s.f.cs + at * shape.hidden + u;
+      unit.hidden = shape.hidden;
+      unit.n = shape.hidden - u;
+      unit.relu = s.f.cell == CellKind::rnn_relu;
+      C::template finish<T>(sum[r], v, unit);
+    }
+  }
+}
+
+template <class T, class C>
+void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T* wh, const T* bias,
+                  Workspace& work, int member) {
+  constexpr int L = kLanes<T>;
+  const Shape& s = f.shape;
+  const int64_t panels = ceil_div(s.hidden, C::kUnits * L);
+  const int64_t p0 = panels * group.part / group.parts,
+                p1 = panels * (group.part + 1) / group.parts;
+  const int64_t u0 = min(p0 * C::kUnits * L, s.hidden), u1 = min(p1 * C::kUnits * L, s.hidden);
+  const T** h =
+      static_cast<const T**>(private_memory(work, member, group.size * int64_t(sizeof(T*))));
+  int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
+  for (int64_t j = 0; j < group.size; ++j) {
+    const int64_t b = group.rows[j];
+    h[j] = f.h0 + b * s.hidden;
+    if (f.c0) copy(f.c_last + b * s.hidden + u0, f.c0 + b * s.hidden + u0, u1 - u0);
+  }
+
+  // With few rows a product with the inputs of several steps at once loads each weight less often.
+  const bool hoist = group.size < 2 * kRows && s.steps > 1;
+  const int64_t width = C::kVectors * L;
+  int64_t chunk = 1, capacity = 0;
+  T* gx = nullptr;
+  int32_t* steps = nullptr;
+  if (hoist && group.size > 0 && p1 > p0) {
+    const int64_t step_bytes = group.size * panels * width * int64_t(sizeof(T));
+    chunk = min<int64_t>(s.steps, min<int64_t>(64, 6 + (512 << 10) / step_bytes));
+    capacity = chunk * group.size;
+    gx = static_cast<T*>(
+        private_memory(work, member, capacity * (p1 - p0) * width * int64_t(sizeof(T))));
+    steps = static_cast<int32_t*>(private_memory(work, member, capacity * 4));
+  }
+
+  ForwardStep<T> step{f, wx, wh, bias, group.rows, h, 0};
+  int64_t projected = 0;
+  for (int64_t i = 0; i < s.steps; ++i) {
+    const int64_t t = step.t = s.time(i);
+    if (gx && i % chunk == 0) {
+      int64_t n = 0;
+      for (int64_t k = i; k < min(i + chunk, s.steps); ++k) {
+        const int64_t count = group.at(s.time(k), active);
+        for (int64_t j = 0; j < count; ++j)
+          steps[n++] = int32_t(s.time(k) * s.batch + group.rows[active[j]]);
+      }
+      for (int64_t p = p0; p < p1; ++p)
+        for_blocks(n, [&](auto r, int64_t at) {
+          project_block<T, C, r()>(step, p, steps + at, gx + ((p - p0) * capacity + at) * width);
+        });
+      projected = 0;
+    }
+    const int64_t count = group.at(t, active);
+    for (int64_t p = p0; p < p1; ++p)
+      for_blocks(count, [&](auto r, int64_t at) {
+        const T* own = gx ? gx + ((p - p0) * capacity + projected + at) * width : nullptr;
+        step_block<T, C, r()>(step, p, active + at, own);
+      });
+    projected += count;
+    for (int64_t j = 0; j < group.size; ++j) {
+      T* y = f.ys + (t * s.batch + group.rows[active[j]]) * s.hidden;
+      if (j < count)
+        h[active[j]] = y;
+      else
+        copy<T>(y + u0, nullptr, u1 - u0);
+    }
+    if (group.parts > 1) wait_for_all(work);
+  }
+  for (int64_t j = 0; j < group.size; ++j)
+    copy(f.h_last + group.rows[j] * s.hidden + u0, h[j] + u0, u1 - u0);
+}
+
+template <class T, class C>
+void run_forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
+                 int member) {
+  const int64_t panels = ceil_div(f.shape.hidden, C::kUnits * kLanes<T>);
+  T* wx = static_cast<T*>(shared_memory(work, kInputPanels));
+  T* wh = static_cast<T*>(shared_memory(work, kHiddenPanels));
+  T* bias = static_cast<T*>(shared_memory(work, kBiases));
+  for (int64_t p = member; p < panels; p += plan.members) pack_forward<T, C>(f, wx, wh, bias, p);
+  wait_for_all(work);
+  for_groups(plan, schedule, f.mask, f.shape.batch, member,
+             [&](const Group& group) { walk_forward<T, C>(f, group, wx, wh, bias, work, member); });
+}
+
+}  // namespace

@@ -1,0 +1,170 @@
+// Gradients of the weights and of the inputs, once the cotangents of all projections are known.
+#pragma once
+
+#include "cell-inl.h"
+#include "group-inl.h"
+
+namespace {
+
+using namespace jaxrnn;
+
+enum { kBackPanels, kInputBackPanels };
+
+// out[r][columns of the panel] += sum over k of a[k][r] * panel[k].
+template <class T, int R, int N>
+__attribute__((noinline)) void add_outer_products(T* out, int64_t stride, int64_t columns,
+                                                  const T* a, const T* panel, int64_t depth) {
+  constexpr int L = kLanes<T>;
+  V<T> sum[R][N] = {};
+  for (int64_t k = 0; k < depth; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      const V<T> w = load(panel + (k * N + v) * L);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sum[r][v] += a[k * R + r] * w;
+    }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      const int64_t n = columns - v * L;
+      if (n <= 0) break;
+      T* p = out + r * stride + v * L;
+      store(p, load(p, n) + sum[r][v], n);
+    }
+}
+
+constexpr int64_t kDepth = 128;  // steps whose outer products are summed before they are stored
+
+// Gradients of one weight matrix (rows 0 .. G H, `columns` of them) and of its bias, for the rows
+// [m0, m1): the sum over all steps of the cotangents' column m (from `offset` on) times the input.
+template <class T>
+struct WeightGradient {
+  T *dw, *db;
+  int64_t columns;
+  T* panels;  // the inputs of kDepth steps
+};
+
+template <class T, class Source>
+void pack_inputs(const WeightGradient<T>& g, int64_t count, Source source) {
+  const int64_t width = panel_vectors<T>(g.columns) * kLanes<T>;
+  for (int64_t k = 0; k < count; ++k) {
+    const T* from = source(k);
+    for (int64_t p = 0; p * width < g.columns; ++p)
+      pack_row(g.panels + (p * kDepth + k) * width, from + p * width, width, g.columns - p * width);
+  }
+}
+
+template <class T, int R, class Source>
+void add_rows(const WeightGradient<T>& g, int64_t m, int64_t count, Source cotangents, T* a) {
+  T total[R] = {};
+  for (int64_t k = 0; k < count; ++k) {
+    const T* from = cotangents(k);
+    for (int r = 0; r < R; ++r) total[r] += a[k * R + r] = from[r];
+  }
+  if (g.db)
+    for (int r = 0; r < R; ++r) g.db[m + r] += total[r];
+  with_vectors(panel_vectors<T>(g.columns), [&](auto n) {
+    const int64_t width = n() * kLanes<T>;
+    for (int64_t p = 0; p * width < g.columns; ++p)
+      add_outer_products<T, R, n()>(g.dw + m * g.columns + p * width, g.columns,
+                                    g.columns - p * width, a, g.panels + p * kDepth * width, count);
+  });
+}
+
+template <class T, class C>
+void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule,
+                      Workspace& work, int member) {
+  const Shape& s = f.shape;
+  const int64_t rows = C::kGates * s.hidden, H = s.hidden;
+  const int64_t m0 = rows * member / plan.members, m1 = rows * (member + 1) / plan.members;
+  auto padded = [](int64_t n) { return n + 4 * kLanes<T>; };
+  auto space = [&](int64_t n) {
+    return static_cast<T*>(private_memory(work, member, n * int64_t(sizeof(T))));
+  };
+  const WeightGradient<T> ih{f.dw_ih, f.db_ih, s.inputs, space(kDepth * padded(s.inputs))};
+  const WeightGradient<T> hh{f.dw_hh, f.db_hh, H, space(kDepth * padded(H))};
+  T* a = space(kDepth * kRows);
+  const WeightGradient<T>* both[] = {&ih, &hh};
+  for (const WeightGradient<T>* g : both) {
+    copy<T>(g->dw + m0 * g->columns, nullptr, (m1 - m0) * g->columns);
+    if (g->db) copy<T>(g->db + m0, nullptr, m1 - m0);
+  }
+  for (int64_t from = 0; from < schedule.count; from += kDepth) {
+    const int64_t count = min(kDepth, schedule.count - from);
+    auto step = [&](int64_t k) {
+      return schedule.steps ? int64_t(schedule.steps[from + k]) : from + k;
+    };
+    pack_inputs(ih, count, [&](int64_t k) { return f.x + step(k) * s.inputs; });
+    pack_inputs(hh, count, [&](int64_t k) {
+      const int64_t at = step(k), before = schedule.before(s, at);
+      return before < 0 ? f.h0 + at % s.batch * H : f.ys + before * H;
+    });
+    // The GRU's third gate has two cotangents: of W_hn h + b_hn, and after it of W_in x + b_in.
+    const int64_t third = C::kSaved > C::kGates ? 2 * H : rows;
+    auto add = [&](const WeightGradient<T>& g, int64_t begin, int64_t end, int64_t shift) {
+      if (end <= begin) return;
+      for_blocks(end - begin, [&](auto r, int64_t at) {
+        const int64_t m = begin + at;
+        add_rows<T, r()>(
+            g, m, count, [&](int64_t k) { return f.gates + step(k) * C::kSaved * H + m + shift; },
+            a);
+      });
+    };
+    add(ih, m0, min(m1, third), 0);
+    add(ih, third > m0 ? third : m0, m1, H);
+    add(hh, m0, m1, 0);
+  }
+}
+
+template <class T, class C, int N, int R>
+__attribute__((noinline)) void input_block(const Adjoint<T>& f, const T* panels, int64_t panel,
+                                           const int64_t (&at)[kRows]) {
+  constexpr int L = kLanes<T>;
+  const int64_t H = f.shape.hidden, inputs = f.shape.inputs;
+  const int64_t first = C::kSaved > C::kGates ? 2 * H : C::kGates * H;
+  const T* own = panels + panel * C::kGates * H * N * L;
+  V<T> sum[R][N] = {};
+  const T* rows[R];
+  for (int r = 0; r < R; ++r) rows[r] = f.gates + at[r] * C::kSaved * H;
+  multiply<T, R, N, N>(sum, rows, own, first, Same());
+  if constexpr (C::kSaved > C::kGates) {
+    for (int r = 0; r < R; ++r) rows[r] += 3 * H;
+    multiply<T, R, N, N>(sum, rows, own + first * N * L, H, Same());
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < N; ++v) {
+      const int64_t i = (panel * N + v) * L;
+      if (i < inputs) store(f.dx + at[r] * inputs + i, sum[r][v], inputs - i);
+    }
+}
+
+template <class T, class C>
+void input_gradient(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule,
+                    Workspace& work, int member) {
+  const Shape& s = f.shape;
+  const T* panels = static_cast<const T*>(shared_memory(work, kInputBackPanels));
+  const int64_t all = s.steps * s.batch, members = plan.members;
+  if (f.mask)
+    for (int64_t i = all * member / members; i < all * (member + 1) / members; ++i)
+      if (!f.mask[i]) copy<T>(f.dx + i * s.inputs, nullptr, s.inputs);
+  // Runs of steps small enough that their cotangents stay in the cache while the panels pass.
+  constexpr int64_t length = 4 * kRows;
+  const int64_t runs = ceil_div(schedule.count, length);
+  with_vectors(panel_vectors<T>(s.inputs), [&](auto n) {
+    constexpr int N = n();
+    const int64_t count = ceil_div(s.inputs, N * kLanes<T>);
+    for (int64_t run = runs * member / members; run < runs * (member + 1) / members; ++run)
+      for (int64_t p = 0; p < count; ++p)
+        for_blocks(min(length, schedule.count - run * length), [&](auto r, int64_t at) {
+          int64_t steps[kRows];
+          for (int i = 0; i < r(); ++i) {
+            const int64_t k = run * length + at + i;
+            steps[i] = schedule.steps ? schedule.steps[k] : k;
+          }
+          input_block<T, C, N, r()>(f, panels, p, steps);
+        });
+  });
+}
+
+}  // namespace

@@ -1,0 +1,50 @@
+// The rows that one member of a team walks.
+#pragma once
+
+#include "kernel.h"
+#include "simd-inl.h"
+
+namespace {
+
+using namespace jaxrnn;
+
+// The rows of a group, which of them have a step at t, and which share of the units a member has.
+struct Group {
+  const int32_t* rows;
+  int64_t size;
+  const uint8_t* mask;
+  int64_t batch;
+  int part, parts;
+
+  // Positions in `rows`, in `active`; those without a step in `idle`, from its end.
+  int64_t at(int64_t t, int32_t* active) const {
+    int64_t n = 0, end = size;
+    for (int64_t j = 0; j < size; ++j) {
+      if (!mask || mask[t * batch + rows[j]])
+        active[n++] = int32_t(j);
+      else
+        active[--end] = int32_t(j);
+    }
+    return n;
+  }
+};
+
+// Calls f for each group that a member walks, or helps to walk.
+template <class F>
+void for_groups(const Plan& plan, const Schedule& schedule, const uint8_t* mask, int64_t batch,
+                int member, F&& f) {
+  const int parts = plan.parts();
+  for (int g = member / parts; g < plan.groups; g += plan.members / parts)
+    f(Group{schedule.order + schedule.begin[g], schedule.begin[g + 1] - schedule.begin[g], mask,
+            batch, member % parts, parts});
+}
+
+template <class T>
+void copy(T* to, const T* from, int64_t n) {
+  if (from)
+    __builtin_memcpy(to, from, n * sizeof(T));
+  else
+    __builtin_memset(to, 0, n * sizeof(T));
+}
+
+}  // namespace

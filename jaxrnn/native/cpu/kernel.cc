@@ -1,0 +1,42 @@
+// The CPU kernel for one instruction set.
+//
+// Built once for each set, with JAXRNN_BUILD (its name), JAXRNN_VECTOR_BYTES and JAXRNN_ROWS. The
+// parts are headers that only this file includes.
+#include "kernel.h"
+
+#include "adjoint-inl.h"
+#include "forward-inl.h"
+
+namespace {
+
+using namespace jaxrnn;
+
+template <class T>
+void forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
+             int member) {
+  with_cell<T>(f.cell, f.shape.hidden,
+               [&](auto cell) { run_forward<T, decltype(cell)>(f, plan, schedule, work, member); });
+}
+
+template <class T>
+void adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
+             int member) {
+  with_cell<T>(f.cell, f.shape.hidden,
+               [&](auto cell) { run_adjoint<T, decltype(cell)>(f, plan, schedule, work, member); });
+}
+
+template <class T>
+constexpr Kernels<T> kTable = {forward_memory<T>, forward<T>, adjoint_memory<T>, adjoint<T>};
+
+}  // namespace
+
+#define JAXRNN_TEXT(x) #x
+#define JAXRNN_NAME(x) JAXRNN_TEXT(x)
+#define JAXRNN_JOIN(a, b) a##b
+#define JAXRNN_SYMBOL(name) JAXRNN_JOIN(build_, name)
+
+namespace jaxrnn {
+extern const Build JAXRNN_SYMBOL(JAXRNN_BUILD);
+const Build JAXRNN_SYMBOL(JAXRNN_BUILD) = {JAXRNN_NAME(JAXRNN_BUILD), kRows, kTable<float>,
+                                           kTable<double>};
+}  // namespace jaxrnn

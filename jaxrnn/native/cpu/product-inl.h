@@ -1,0 +1,128 @@
+// Products of a few rows with packed weights, and the packing.
+//
+// The weights are packed into panels: the columns that one vector register of units needs, all its
+// gates side by side, for every k. A block of up to JAXRNN_ROWS rows keeps one panel's products in
+// registers. Rows are reached through pointers, so a row that has ended is in no block.
+#pragma once
+
+#include "simd-inl.h"
+
+namespace {
+
+using namespace jaxrnn;
+
+constexpr int kRows = JAXRNN_ROWS;
+
+template <class T>
+constexpr T min(T a, T b) {
+  return a < b ? a : b;
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Calls f with the constant n, 1 <= n <= N.
+template <int N, class F>
+JAXRNN_INLINE void with_constant(int n, F&& f) {
+  if constexpr (N > 1)
+    if (n < N) return with_constant<N - 1>(n, f);
+  f(std::integral_constant<int, N>());
+}
+
+// Cuts `count` rows into blocks of nearly equal size.
+template <class F>
+JAXRNN_INLINE void for_blocks(int64_t count, F&& f) {
+  const int64_t blocks = ceil_div(count, kRows);
+  for (int64_t i = 0, at = 0; i < blocks; ++i) {
+    const int64_t n = (count - at) / (blocks - i) + ((count - at) % (blocks - i) != 0);
+    with_constant<kRows>(int(n), [&](auto rows) { f(rows, at); });
+    at += n;
+  }
+}
+
+// How many vectors make a panel of plain columns: as many of 4, 2, 1 as divide the columns.
+template <class T>
+int panel_vectors(int64_t columns) {
+  const int64_t vectors = ceil_div(columns, kLanes<T>);
+  return vectors % 4 == 0 ? 4 : vectors % 2 == 0 ? 2 : 1;
+}
+
+template <class F>
+JAXRNN_INLINE void with_vectors(int n, F&& f) {
+  if (n == 4) return f(std::integral_constant<int, 4>());
+  if (n == 2) return f(std::integral_constant<int, 2>());
+  f(std::integral_constant<int, 1>());
+}
+
+// acc[r][Map(v)] += sum over k of rows[r][k] * panel[k][v]. Few accumulators are split over k, so
+// that no sum waits for the one before it.
+template <class T, int R, int A, int N, class Map>
+JAXRNN_INLINE void multiply(V<T> (&acc)[R][A], const T* const (&rows)[R], const T* panel,
+                            int64_t depth, Map map) {
+  constexpr int L = kLanes<T>;
+  constexpr int split = R * N >= 8 ? 1 : R * N >= 4 ? 2 : 4;
+  int64_t k = 0;
+  if constexpr (split > 1) {
+    V<T> part[split][R][N] = {};
+    for (; k + split <= depth; k += split)
+#pragma GCC unroll 4
+      for (int s = 0; s < split; ++s)
+#pragma GCC unroll 4
+        for (int v = 0; v < N; ++v) {
+          const V<T> w = load(panel + ((k + s) * N + v) * L);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) part[s][r][v] += rows[r][k + s] * w;
+        }
+#pragma GCC unroll 4
+    for (int s = 0; s < split; ++s)
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < N; ++v) acc[r][map(v)] += part[s][r][v];
+  }
+  for (; k < depth; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      const V<T> w = load(panel + (k * N + v) * L);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r][map(v)] += rows[r][k] * w;
+    }
+}
+
+struct Same {
+  constexpr int operator()(int v) const { return v; }
+};
+
+// panel[k][v][lane] = w[first(v) + lane][k], 0 beyond `lanes(v)`: the columns of a transposed
+// matrix.
+template <class T, int N, class First, class Lanes>
+void pack_transposed(T* panel, const T* w, int64_t depth, First first, Lanes lanes) {
+  constexpr int L = kLanes<T>;
+  for (int v = 0; v < N; ++v) {
+    const int64_t n = min<int64_t>(lanes(v), L);
+    const T* from = w + first(v) * depth;
+    for (int64_t k = 0; k < depth; ++k) {
+      T* to = panel + (k * N + v) * L;
+      for (int64_t i = 0; i < n; ++i) to[i] = from[i * depth + k];
+      for (int64_t i = n < 0 ? 0 : n; i < L; ++i) to[i] = 0;
+    }
+  }
+}
+
+// One row of a panel: `width` columns of it, 0 beyond `valid`.
+template <class T>
+JAXRNN_INLINE void pack_row(T* to, const T* from, int64_t width, int64_t valid) {
+  for (int64_t i = 0; i < width; i += kLanes<T>)
+    store(to + i, i < valid ? load(from + i, valid - i) : V<T>{});
+}
+
+// All panels of a (depth, columns) matrix as it lies; panel by panel over the members.
+template <class T>
+void pack_plain(T* panels, const T* w, int64_t depth, int64_t columns, int64_t width, int member,
+                int members) {
+  for (int64_t p = member; p * width < columns; p += members)
+    for (int64_t k = 0; k < depth; ++k)
+      pack_row(panels + (p * depth + k) * width, w + k * columns + p * width, width,
+               columns - p * width);
+}
+
+}  // namespace
