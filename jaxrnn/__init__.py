@@ -1,8 +1,11 @@
 """PyTorch's recurrent networks in JAX: RNN, LSTM, GRU and their cells as Flax modules.
 
     cells         one step: pointwise cells, and the weights around them
+    closures      arrays that a cell closes over, turned into parameters
+    derivative    one derivative rule for every strategy
     strategies    one cell over time: Reference, Scan, Native, Checkpoint, Shooting
     native        the CPU kernel of Native, in C++
+    sharding      the types of arrays that several devices share
     layers        directions, lengths and stacked layers: plain functions on plain pytrees
     modules       RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell for `flax.nnx`
     checks        what the modules refuse, and the sentence for each
@@ -16,7 +19,8 @@
     data          padding, batching, splitting, synthetic tasks: NumPy alone
     training      loss, clipping, train step, evaluation, fit: runs that survive
 
-Imports point one way: cells <- checks <- strategies <- layers <- modules <- models.
+Imports point one way:
+cells <- checks <- closures <- derivative <- strategies <- layers <- modules <- models.
 """
 
 from jaxrnn import cells, layers, strategies

@@ -6,8 +6,9 @@ A cell is a pointwise function of its carry and of two projections,
     gh_t = W_hh h_{t-1} + b_hh
     carry_t = cell(carry_{t-1}, gx_t, gh_t)
 
-so every weight sits in the projections and the cell itself has none. The equations are those of
-`torch.nn.RNNCell`, `LSTMCell` and `GRUCell`, in their gate order.
+so the matrices sit in the projections. A cell of one's own may have parameters too (a leak, a
+peephole, a gain): any pytree of arrays in `Weights.cell`, which `step` is given. The equations of
+the cells below are those of `torch.nn.RNNCell`, `LSTMCell` and `GRUCell`, in their gate order.
 
 Shape letters, used in the whole package: T steps, B batch, I inputs, H hidden units, P outputs
 (H, or the size of the projection), G gates, L layers, D directions.
@@ -34,53 +35,88 @@ class Weights(NamedTuple):
     """The parameters of one layer in one direction, in PyTorch's layout and gate order.
 
     The dtype of `ih`, `hh` and `hr` is the dtype in which products are computed; the carry's
-    dtype is the one in which they are summed.
+    dtype is the one in which they are summed. Without `hh` there is no recurrent product, and gh
+    is `b_hh` or zero. `cell` holds the cell's own parameters: a pytree of arrays without a batch
+    axis, differentiable in every strategy.
     """
 
     ih: Float[Array, "GH I"]
-    hh: Float[Array, "GH P"]
+    hh: Float[Array, "GH P"] | None
     b_ih: Float[Array, " GH"] | None = None
     b_hh: Float[Array, " GH"] | None = None
     hr: Float[Array, "P H"] | None = None
+    cell: Any = ()
 
 
 class Cell(NamedTuple):
-    """One step. `step(carry, gx, gh)` maps arrays (..., H), (..., G*H) and (..., G*H) to a carry.
+    """One step of a recurrence, pointwise in every leading dimension.
 
-    `step` must be pointwise in every leading dimension and must not close over arrays that are
-    to be differentiated: all weights belong into the projections. Any such function works in
-    every strategy, with every derivative.
+    `step(carry, gx, gh)` maps arrays (..., H), (..., G*H) and (..., G*H) to the next carry. With
+    parameters in `Weights.cell` it is called as `step(params, carry, gx, gh)`.
+
+    Arrays that `step` closes over, traced or not, are found at every call of a strategy and passed
+    as parameters, so their gradients are right under every transformation. Each call outside of
+    `jax.jit` traces such a step anew; parameters in `Weights.cell` spare that.
+
+    Args:
+        name: in messages.
+        gates: G, the number of gates: gx and gh have G*H features.
+        states: the number of arrays in the carry, h first.
+        step: the function of one step.
+        additive: `step` depends on gx + gh alone; reverse mode then stores gx + gh instead of both.
+        init: `init(key, hidden_size, dtype)` returns initial parameters for `Weights.cell`; None
+            for a cell without parameters.
 
     Example:
-        A cell of one's own, a leaky integrator, run over a sequence of five steps.
+        A leaky integrator with a trainable leak for each unit, over a sequence of five steps.
 
         >>> import jax, jax.numpy as jnp
         >>> from jaxrnn import cells, strategies
-        >>> leaky = cells.Cell("leaky", gates=1, states=1,
-        ...     step=lambda carry, gx, gh: (0.9 * carry[0] + 0.1 * jnp.tanh(gx + gh),))
-        >>> weights = cells.Weights(ih=jnp.ones((4, 3)), hh=jnp.eye(4))
-        >>> ys, (h,) = strategies.Scan()(leaky, weights, jnp.ones((5, 2, 3)), (jnp.zeros((2, 4)),))
-        >>> ys.shape, h.shape
-        ((5, 2, 4), (2, 4))
+        >>> def step(leak, carry, gx, gh):
+        ...     a = jax.nn.sigmoid(leak)
+        ...     return (a * carry[0] + (1 - a) * jnp.tanh(gx + gh),)
+        >>> leaky = cells.Cell("leaky", gates=1, states=1, step=step)
+        >>> def loss(leak):
+        ...     weights = cells.Weights(ih=jnp.ones((4, 3)), hh=jnp.eye(4), cell=leak)
+        ...     ys, _ = strategies.Scan()(leaky, weights, jnp.ones((5, 2, 3)), (jnp.zeros((2, 4)),))
+        ...     return ys.sum()
+        >>> jax.grad(loss)(jnp.zeros(4)).shape
+        (4,)
     """
 
     name: str
     gates: int
     states: int
-    step: Callable[[Carry, Array, Array], Carry]
+    step: Callable[..., Carry]
     additive: bool = False
-    """Whether `step` depends on gx + gh alone; a gradient then remembers half as much."""
+    init: Callable[[Array, int, Any], Any] | None = None
 
 
+def advance(cell: Cell, params: Any, carry: Carry, gx: Array, gh: Array) -> Any:
+    """`cell.step`, with the parameters if there are any: the next carry."""
+    if isinstance(params, tuple) and not params:
+        return cell.step(carry, gx, gh)
+    return cell.step(params, carry, gx, gh)
+
+
+def _pure(step: Callable[..., Carry]) -> Callable[..., Carry]:
+    """Mark a step that depends on its arguments alone: no call needs to look for closures."""
+    step.pure = True  # type: ignore[attr-defined]
+    return step
+
+
+@_pure
 def _rnn_tanh(carry: Carry, gx: Array, gh: Array) -> Carry:
     return (jnp.tanh(gx + gh),)
 
 
+@_pure
 def _rnn_relu(carry: Carry, gx: Array, gh: Array) -> Carry:
     # jax.nn.relu and not jnp.maximum: its derivative at 0 is PyTorch's 0, not 1/2.
     return (jax.nn.relu(gx + gh),)
 
 
+@_pure
 def _lstm(carry: Carry, gx: Array, gh: Array) -> Carry:
     # One tanh for all gates, σ(x) = tanh(x/2)/2 + 1/2: XLA would not vectorise four loops.
     hidden = gx.shape[-1] // 4
@@ -94,6 +130,7 @@ def _lstm(carry: Carry, gx: Array, gh: Array) -> Carry:
     return o * jnp.tanh(c), c
 
 
+@_pure
 def _gru(carry: Carry, gx: Array, gh: Array) -> Carry:
     (h,) = carry
     xr, xz, xn = jnp.split(gx, 3, axis=-1)
@@ -139,6 +176,17 @@ def project(
     return y if bias is None else y + jnp.broadcast_to(bias.astype(dtype), y.shape)
 
 
+def recurrent_input(
+    weights: Weights, h: Array, gx: Array, precision: lax.PrecisionLike = None
+) -> Array:
+    """gh = W_hh h + b_hh, shaped as gx; zero for what is absent."""
+    if weights.hh is not None:
+        return project(h, weights.hh, weights.b_hh, gx.dtype, precision)
+    if weights.b_hh is not None:
+        return jnp.broadcast_to(weights.b_hh.astype(gx.dtype), gx.shape)
+    return jnp.zeros_like(gx)
+
+
 def step(
     cell: Cell,
     weights: Weights,
@@ -152,7 +200,7 @@ def step(
     "Long Short-Term Memory Based Recurrent Neural Network Architectures", 2014).
     """
     dtype = carry[0].dtype
-    gh = project(carry[0], weights.hh, weights.b_hh, dtype, precision)
-    m, *rest = cell.step(carry, gx, gh)
+    gh = recurrent_input(weights, carry[0], gx, precision)
+    m, *rest = advance(cell, weights.cell, carry, gx, gh)
     h = m if weights.hr is None else project(m, weights.hr, None, dtype, precision)
     return (h, *rest), gh

@@ -218,10 +218,9 @@ def step_states(
 
 
 def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None:
-    """`lengths` as an int32 array (B,), or None where every known row is as long as the array.
+    """`lengths` as an integer array (B,), or None where every known row is as long as the array.
 
-    Known values outside [0, T] are refused. Traced ones stay on their side of it, and the mask
-    that is made of them, t < lengths, clips them.
+    Known values outside [0, T] are refused. Traced ones are clipped by `layers.step_mask`.
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if isinstance(value, list | tuple) and not value:
@@ -248,14 +247,7 @@ def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None
             )
         if (known == steps).all():
             return None
-    array = jnp.asarray(array)
-    # Bounded in its own dtype before the cast, so that no wide integer wraps into the range.
-    bounds, wide = jnp.iinfo(jnp.int32), jnp.iinfo(array.dtype)
-    if wide.max > bounds.max:
-        array = jnp.minimum(array, jnp.full(shape, bounds.max, array.dtype))
-    if wide.min < bounds.min:
-        array = jnp.maximum(array, jnp.zeros(shape, array.dtype))
-    return array.astype(jnp.int32).reshape(batch)
+    return jnp.asarray(array).reshape(batch)
 
 
 def _as_states(name: str, hx: Any, names: tuple[str, ...]) -> tuple[Array, ...]:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Integer
 
-from jaxrnn import strategies
+from jaxrnn import sharding, strategies
 from jaxrnn.cells import Carry, Cell, Size, Weights
-from jaxrnn.strategies import Strategy, devices
+from jaxrnn.strategies import Strategy
 
 
 def stack(
@@ -69,7 +69,7 @@ def stack(
         mask = step_mask(lengths, x.shape[0])
         # Masked at the entrance and not at the exit, where 0 * NaN would poison the gradients.
         x = jnp.where(mask[:, :, None], x, jnp.zeros_like(x))
-    carry = devices.placed_as(x, weights, carry)
+    carry = sharding.placed_as(x, weights, carry)
     last: list[Carry] = []
     for layer, directions in enumerate(weights):
         if layer > 0 and between is not None:
@@ -78,29 +78,21 @@ def stack(
         for reverse, w in enumerate(directions):
             initial = tuple(c[len(last)] for c in carry)
             run = strategy or strategies.default(cell, w, x, initial)
-            run = backwards(run) if reverse else run
-            ys, final = run(cell, w, x, initial, mask, precision=precision)
+            ys, final = run(cell, w, x, initial, mask, precision=precision, reverse=bool(reverse))
             outputs.append(ys)
             last.append(final)
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
     return x, tuple(jnp.stack(states) for states in zip(*last, strict=True))
 
 
-def backwards(strategy: Strategy) -> Strategy:
-    """The strategy from the last step to the first: its own way, or flips around it."""
-    if hasattr(strategy, "reversed"):
-        return strategy.reversed()
-
-    def run(cell, weights, x, carry, mask=None, *, precision=None):
-        mask = None if mask is None else _flip(mask)
-        ys, last = strategy(cell, weights, _flip(x), carry, mask, precision=precision)
-        return _flip(ys), last
-
-    return run
-
-
 def step_mask(lengths: Integer[Array, " B"], steps: Size) -> Bool[Array, "T B"]:
     """True where a row still runs: `mask[t, b] = t < lengths[b]`, for t in 0..steps-1."""
+    # Wide integers are clipped in their own dtype before the cast, so that none wraps into range.
+    bound, info = jnp.iinfo(jnp.int32).max, jnp.iinfo(lengths.dtype)
+    if info.max > bound:
+        lengths = jnp.minimum(lengths, jnp.full_like(lengths, bound))
+    if info.min < -bound:
+        lengths = jnp.maximum(lengths, jnp.zeros_like(lengths))
     t = lax.broadcasted_iota(jnp.int32, (steps, lengths.shape[0]), 0)
     return t < jnp.broadcast_to(lengths.astype(jnp.int32), t.shape)
 
@@ -108,7 +100,7 @@ def step_mask(lengths: Integer[Array, " B"], steps: Size) -> Bool[Array, "T B"]:
 def _check(
     weights: Sequence[Sequence[Weights]], x: Array, carry: Carry, lengths: Array | None
 ) -> None:
-    """What shapes in annotations cannot say; JAX would clamp, or broadcast, and go on."""
+    """Check what shapes in annotations cannot say; JAX would clamp, or broadcast, and go on."""
     rows, batch = sum(len(directions) for directions in weights), x.shape[1]
     if rows == 0:
         raise ValueError("`stack` needs the weights of one layer at least, got none.")
@@ -126,7 +118,3 @@ def _check(
         raise ValueError(
             f"`stack` needs lengths of shape (B,) = ({batch},), got {tuple(lengths.shape)}."
         )
-
-
-def _flip(x: Array) -> Array:
-    return lax.rev(x, (0,))

@@ -1,4 +1,4 @@
-"""`jaxrnn.strategies.linear`: a map whose own ways JAX can neither differentiate nor batch alone.
+"""A linear map whose own ways JAX can neither differentiate nor batch alone.
 
 The map is a linear recurrence with trees and None on every side. Its own ways are while loops, so a
 rule that took the derivative or the transpose of the wrong one would raise.
@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxrnn.strategies import linear
+from jaxrnn.derivative.linear_map import LinearMap, apply
 
 T, N = 4, 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Recurrence(linear.LinearMap):
+class Recurrence(LinearMap):
     """y_t = m_t ? a_t * (W y_{t-1}) + e_t : y_{t-1}, from y_0; results are y and the last y."""
 
     def plain(self, fixed, operands):
@@ -61,27 +61,7 @@ class Own(Recurrence):
         return {"e": ces, "first": ct, "nothing": None}
 
 
-@jax.custom_batching.custom_vmap
-def _unbatchable(x):
-    return x
-
-
-@_unbatchable.def_vmap
-def _(*_):
-    raise AssertionError("batched")
-
-
-class Unbatched(Own):
-    """A way of its own that `vmap` must not meet."""
-
-    def tangent(self, fixed, operands):
-        return super().tangent(fixed, {**operands, "first": _unbatchable(operands["first"])})
-
-    def in_vmap(self):
-        return Recurrence()
-
-
-MAPS = {"plain": Recurrence(), "own": Own(), "unbatched": Unbatched()}
+MAPS = {"plain": Recurrence(), "own": Own()}
 every_map = pytest.mark.parametrize("linear_map", MAPS.values(), ids=MAPS.keys())
 
 
@@ -122,7 +102,7 @@ def test_derivatives_to_third_order(linear_map):
         return scalar(run, fixed["mask"], *unravel(flat))
 
     ours, plain = (
-        partial(loss, partial(linear.apply, linear_map)),
+        partial(loss, partial(apply, linear_map)),
         partial(loss, Recurrence().plain),
     )
     close(jax.jit(ours)(flat), plain(flat))
@@ -164,7 +144,7 @@ def test_vmap_over_fixed_and_operands(linear_map, alone):
         return jax.jit(lambda *args: (each(*args), jax.grad(total, argnums=(0, 1, 2, 3))(*args)))
 
     close(
-        gradients(partial(linear.apply, linear_map))(*stacked),
+        gradients(partial(apply, linear_map))(*stacked),
         gradients(Recurrence().plain)(*stacked),
     )
 
@@ -172,7 +152,7 @@ def test_vmap_over_fixed_and_operands(linear_map, alone):
 def test_the_own_ways_are_what_runs():
     """The gradient's program holds both primitives, lowered to the loops of `Own`."""
     fixed, operands = arguments()
-    gradient = jax.grad(partial(scalar, partial(linear.apply, Own()), fixed["mask"], floats(fixed)))
+    gradient = jax.grad(partial(scalar, partial(apply, Own()), fixed["mask"], floats(fixed)))
     text = str(jax.make_jaxpr(gradient)(operands))
     assert "linear_tangent" in text or "linear_adjoint" in text
     assert "scan" not in text
@@ -185,7 +165,7 @@ def test_export_with_a_symbolic_size():
     b = jax.export.symbolic_shape("b")[0]
 
     def gradient(first):
-        run = partial(scalar, partial(linear.apply, Own()), fixed["mask"], floats(fixed))
+        run = partial(scalar, partial(apply, Own()), fixed["mask"], floats(fixed))
         return jax.vmap(jax.grad(lambda f: run({**operands, "first": f})))(first)
 
     exported = jax.export.export(jax.jit(gradient))(jax.ShapeDtypeStruct((b, N), jnp.float64))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import cells, layers, native, strategies
+from jaxrnn import cells, native, strategies
 from jaxrnn.cells import Weights
 
 pytestmark = pytest.mark.skipif(
@@ -66,7 +66,7 @@ def compare(build, cell, shape, dtype, tolerance):
     lengths = rng.permutation([*rng.integers(0, steps + 1, max(0, batch - 2)), 0, steps][-batch:])
     prefix = jnp.asarray(np.arange(steps)[:, None] < lengths[None])
     pair = strategies.Native(build), strategies.Scan()
-    reversed_pair = tuple(map(layers.backwards, pair))
+    reversed_pair = tuple(partial(strategy, reverse=True) for strategy in pair)
     cases = [(True, prefix, pair), (False, None, pair)]
     cases += [(True, None, reversed_pair), (False, prefix, reversed_pair)]
     for bias, mask, both in cases:

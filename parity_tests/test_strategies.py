@@ -30,7 +30,8 @@ class Flipped:
 
     def __call__(self, cell, weights, x, carry, mask=None, *, precision=None):
         mask = None if mask is None else mask[::-1]
-        ys, last = self.inner(cell, weights, x[::-1], carry, mask, precision=precision)
+        options = {"precision": precision, "reverse": True}
+        ys, last = self.inner(cell, weights, x[::-1], carry, mask, **options)
         return ys[::-1], last
 
 
@@ -39,7 +40,12 @@ STRATEGIES = {
     "Scan": strategies.Scan(),
     "Scan(unroll=3)": strategies.Scan(unroll=3),
     "Native": strategies.Native(),
-    "Native, reversed": Flipped(strategies.Native().reversed()),
+    "Native, reversed": Flipped(strategies.Native()),
+    "Scan, reversed": Flipped(strategies.Scan()),
+    "Checkpoint, reversed": Flipped(strategies.Checkpoint(steps=4)),
+    "Shooting, reversed": Flipped(
+        strategies.Shooting(4, strategies.Scan(), burn_in=1, max_sweeps=4)
+    ),
     "Checkpoint": strategies.Checkpoint(steps=4),
     # With as many sweeps as chunks, so that no answer is the sequential one.
     "Shooting": strategies.Shooting(4, strategies.Scan(), burn_in=1, max_sweeps=4),

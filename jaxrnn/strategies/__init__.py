@@ -2,37 +2,39 @@
 
 The contract, the same for all:
 
-    ys, last = strategy(cell, weights, x, carry, mask, precision=precision)
+    ys, last = strategy(cell, weights, x, carry, mask, precision=precision, reverse=reverse)
 
 `x` is (T, B, I); `carry` is the initial carry, a tuple of (B, ·) arrays with `h` first; `mask` is
 (T, B) of booleans or None. Where the mask is False there is no step: the carry is held and the
 output is exactly 0; `x` must be finite there (`jaxrnn.layers` sees to it), or 0 * NaN would reach
 the gradients. `ys` is (T, B, P); `last` is the carry after the last step.
 
-A strategy knows neither lengths nor directions: `jaxrnn.layers` turns both into a mask and a flip.
-A mask says everything that a strategy needs about lengths, in either direction, and a flip costs
-less than the gather and scatter that reversing each row within its length would. One that can run
-from the last step to the first by itself, as `Native` can, says so by a method `reversed`.
+A strategy knows no lengths: `jaxrnn.layers` turns them into a mask, which says all that a strategy
+needs about them in either direction. With `reverse` it runs from the last step to the first.
+
+A strategy states what it can do as data, `capabilities`, and `refusal` gives the reason where it
+cannot run its arguments. `recurrence` returns what runs, a `jaxrnn.derivative.rule.Recurrence`.
 
 Strategies are frozen dataclasses that carry their own options. A named one runs or raises; only
 `strategy=None` chooses, by `default`.
 
     Reference   plain `lax.scan` and JAX's own derivative: the oracle
-    Scan        `lax.scan` with one derivative rule for every cell, on every platform
+    Scan        `lax.scan` with a fast derivative, for every cell, on every platform
     Native      a C++ kernel for the whole sequence, on a CPU
     Checkpoint  another strategy in chunks of time, in little memory
     Shooting    any of them on chunks of the sequence side by side: for long ones and few rows
 """
 
+from jaxrnn.strategies.base import Capabilities, Strategy
 from jaxrnn.strategies.checkpoint import Checkpoint
-from jaxrnn.strategies.choice import default
-from jaxrnn.strategies.contract import Strategy
+from jaxrnn.strategies.default import default
 from jaxrnn.strategies.native import Native
 from jaxrnn.strategies.reference import Reference
 from jaxrnn.strategies.scan import Scan
 from jaxrnn.strategies.shooting import Shooting
 
 __all__ = [
+    "Capabilities",
     "Checkpoint",
     "Native",
     "Reference",

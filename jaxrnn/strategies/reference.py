@@ -1,18 +1,19 @@
 """The slow and plain way: `lax.scan` over whole steps, differentiated by JAX itself."""
 
 import dataclasses
+from typing import Any
 
-import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from jaxrnn import cells
+from jaxrnn import cells, closures
 from jaxrnn.cells import Carry, Cell, Weights
-from jaxrnn.strategies.compiled import compiled
+from jaxrnn.derivative.rule import Recurrence
+from jaxrnn.strategies.base import Base, hold, silence
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference:
+class Reference(Base):
     """`lax.scan` with JAX's own derivative: the oracle for the other strategies.
 
     Nothing is hoisted out of the loop, and reverse mode stores what JAX decides to store.
@@ -28,7 +29,12 @@ class Reference:
         (True, 0.0)
     """
 
-    @compiled
+    def recurrence(
+        self, cell: Cell, weights: Weights, x: Array, carry: Carry, **options: Any
+    ) -> Recurrence:
+        return Loop(cell, **options)
+
+    @closures.compiled
     def __call__(
         self,
         cell: Cell,
@@ -38,16 +44,27 @@ class Reference:
         mask: Bool[Array, "T B"] | None = None,
         *,
         precision: lax.PrecisionLike = None,
+        reverse: bool = False,
     ) -> tuple[Float[Array, "T B P"], Carry]:
-        def step(carry: Carry, inputs):
-            x_t, mask_t = inputs
-            gx = cells.project(x_t, weights.ih, weights.b_ih, carry[0].dtype, precision)
-            new, _ = cells.step(cell, weights, carry, gx, precision)
-            if mask_t is None:
-                return new, new[0]
-            run = mask_t[:, None]
-            held = tuple(jnp.where(run, n, c) for n, c in zip(new, carry, strict=True))
-            return held, jnp.where(run, new[0], jnp.zeros_like(new[0]))
+        return Loop(cell, precision, reverse).plain(weights, x, carry, mask)
 
-        last, ys = lax.scan(step, carry, (x, mask))
-        return ys, last
+
+@dataclasses.dataclass(frozen=True)
+class Loop(Recurrence):
+    """A scan over whole steps."""
+
+    cell: Cell
+    precision: lax.PrecisionLike = None
+    reverse: bool = False
+
+    def plain(
+        self, weights: Weights, x: Array, carry: Carry, mask: Array | None
+    ) -> tuple[Array, Carry]:
+        def step(carry: Carry, inputs: Any):
+            x_t, mask_t = inputs
+            gx = cells.project(x_t, weights.ih, weights.b_ih, carry[0].dtype, self.precision)
+            new, _ = cells.step(self.cell, weights, carry, gx, self.precision)
+            return hold(mask_t, new, carry), new[0]
+
+        last, ys = lax.scan(step, carry, (x, mask), reverse=self.reverse)
+        return silence(mask, ys), last

@@ -1,23 +1,36 @@
-"""`lax.scan` with one derivative rule for every cell: see `jaxrnn.strategies.rule`."""
+"""`lax.scan` whose derivative is one reverse scan and one product for each weight.
+
+Differentiating the loop step by step would add to every weight's gradient at every step. But each
+matrix sits in a projection, so the tangent recurrence needs the weights' tangents only through
+
+    e_t = dW_hh h_{t-1} + db_hh           for all t in one product, because h is already known
+    dgh_t = e_t + W_hh dh_{t-1}
+    dcarry_t = J_t (dcarry_{t-1}, dgx_t, dgh_t, dparams)        J_t the Jacobian of the cell
+
+JAX transposes that recurrence into a reverse scan that carries the carry's cotangent alone (and the
+sum of the cell's own parameters' gradients), and the gradient of each weight comes out as one
+product over all steps.
+"""
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float
 
 from jaxrnn import cells, checks
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
-from jaxrnn.strategies import rule
-from jaxrnn.strategies.compiled import compiled
-from jaxrnn.strategies.rule import Fixed, Operands, Recurrent, Residuals, TangentScan
+from jaxrnn.derivative import rule
+from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
+from jaxrnn.strategies.base import Base, hold, silence
 
 
 @dataclasses.dataclass(frozen=True)
-class Scan:
-    """`lax.scan` with the input projection as one product and the derivative rule of `rule`.
+class Scan(Base):
+    """`lax.scan` with the input projection as one product and a derivative of its own.
 
     Args:
         unroll: steps per iteration of the loop, as in `jax.lax.scan`.
@@ -46,59 +59,158 @@ class Scan:
         if self.unroll < 1:
             raise InputError(f"strategies.Scan needs unroll >= 1, got {self.unroll}.")
 
-    @compiled
-    def __call__(
-        self,
-        cell: Cell,
-        weights: Weights,
-        x: Float[Array, "T B I"],
-        carry: Carry,
-        mask: Bool[Array, "T B"] | None = None,
-        *,
-        precision: lax.PrecisionLike = None,
-    ) -> tuple[Float[Array, "T B P"], Carry]:
-        gx = cells.project(x, weights.ih, weights.b_ih, carry[0].dtype, precision)
-        ys, last, _, _ = rule.recurrence(
-            self.way(cell, precision), Recurrent.of(weights), gx, carry, mask
-        )
+    def recurrence(
+        self, cell: Cell, weights: Weights, x: Array, carry: Carry, **options: Any
+    ) -> Recurrence:
+        return ScanRecurrence(cell, self.unroll, **options)
+
+
+class Saved(NamedTuple):
+    """For each step the carry that enters it, its gh, and its gx.
+
+    Of an additive cell `gh` stands for gx + gh, and gx need not be kept.
+    """
+
+    carry: Carry
+    gh: Array
+    gx: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanRecurrence(Recurrence):
+    cell: Cell
+    unroll: int = 1
+    precision: lax.PrecisionLike = None
+    reverse: bool = False
+
+    transposable = True
+
+    def _scan(self, step: Any, carry: Carry, inputs: Any) -> Any:
+        return lax.scan(step, carry, inputs, unroll=self.unroll, reverse=self.reverse)
+
+    def _project(self, x: Array, weight: Array, bias: Array | None, dtype: Any) -> Array:
+        return cells.project(x, weight, bias, dtype, self.precision)
+
+    def plain(
+        self, weights: Weights, x: Array, carry: Carry, mask: Array | None
+    ) -> tuple[Array, Carry]:
+        ys, last, _ = rule.run(self, weights, x, carry, mask)
         return ys, last
 
-    def way(self, cell: Cell, precision: lax.PrecisionLike) -> "_Way":
-        """What `jaxrnn.strategies.rule` runs."""
-        return _Way(cell, self.unroll, precision)
+    def run(
+        self, weights: Weights, x: Array, carry: Carry, mask: Array | None, *, save: bool
+    ) -> tuple[Array, Carry, Any, Any]:
+        dtype = carry[0].dtype
+        gx = self._project(x, weights.ih, weights.b_ih, dtype)
+        recurrent = self._recurrent(weights)
 
-
-class _Way(NamedTuple):
-    cell: Cell
-    unroll: int
-    precision: lax.PrecisionLike
-    save: bool = False
-
-    def saving(self) -> "_Way":
-        return self._replace(save=True)
-
-    def linear_map(self) -> TangentScan:
-        return TangentScan(self.cell, self.unroll, self.precision, self.save)
-
-    def push(self, fixed: Fixed, operands: Operands):
-        return self.linear_map().plain(fixed, operands)
-
-    def run(self, weights: Recurrent, gx: Array, carry: Carry, mask: Array | None, raw: Any = None):
-        dtype = gx.dtype
-        hh = weights.hh.T  # once, outside the loop: `h @ W` runs faster than `h @ W.T`
-
-        def step(carry: Carry, inputs):
+        def step(carry: Carry, inputs: Any):
             gx_t, mask_t = inputs
-            gh = rule.product(carry[0], hh, dtype, self.precision)
-            if weights.b_hh is not None:
-                gh = gh + jnp.broadcast_to(weights.b_hh.astype(dtype), gh.shape)
-            m, *rest = self.cell.step(carry, gx_t, gh)
-            h = m
-            if weights.hr is not None:
-                h = cells.project(m, weights.hr, None, dtype, self.precision)
-            new = rule.hold(mask_t, (h, *rest), carry)
+            gh = recurrent(carry[0], gx_t)
+            m, *rest = cells.advance(self.cell, weights.cell, carry, gx_t, gh)
+            h = m if weights.hr is None else self._project(m, weights.hr, None, dtype)
+            new = hold(mask_t, (h, *rest), carry)
             seen = gx_t + gh if self.cell.additive else gh
-            return new, (new[0], Residuals(carry, seen) if self.save else None)
+            return new, (new[0], (carry, seen) if save else ())
 
-        last, (hs, residuals) = lax.scan(step, carry, (gx, mask), unroll=self.unroll)
-        return rule.silence(mask, hs), last, residuals, None
+        last, (hs, saved) = self._scan(step, carry, (gx, mask))
+        if save:
+            carries, seen = saved
+            saved = Saved(carries, seen, None if self.cell.additive else gx)
+        return silence(mask, hs), last, saved, ()
+
+    def push(self, fixed: Fixed, operands: Operands) -> Tangents:
+        dys, dlast, _ = self.push_saving(fixed, operands, save=False)
+        return dys, dlast
+
+    def push_saving(
+        self, fixed: Fixed, operands: Operands, *, save: bool
+    ) -> tuple[Array, Carry, Any]:
+        weights, x, _, mask, _, (carries, gh, gx) = fixed
+        dweights, dx, dcarry = operands
+        dtype = gh.dtype
+        dgx = self._sum(
+            None if dweights is None else self._project(x, dweights.ih, dweights.b_ih, dtype),
+            None if dx is None else self._project(dx, weights.ih, None, dtype),
+        )
+        e = f = None
+        moved: list[Array] = []
+        if dweights is not None:
+            moved = dweights.cell
+            e = self._product(carries[0], dweights, dtype)
+            if weights.hr is not None:
+                run = partial(cells.advance, self.cell, weights.cell)
+                m = jax.vmap(run)(carries, _or_zeros(gx, gh), gh)[0]
+                f = None if dweights.hr is None else self._project(m, dweights.hr, None, dtype)
+        whole_dgx = dgx  # the tangent of the saved gx
+        if self.cell.additive:
+            e, dgx = self._sum(e, dgx), None
+        floats, rebuild = rule.split(weights)
+        first = len(floats) - len(moved)
+        hh = None if weights.hh is None else weights.hh.T
+
+        # Without the checkpoint, reverse mode would stack every intermediate of the cell.
+        @partial(jax.checkpoint, prevent_cse=False)
+        def step(dcarry: Carry, inputs: Any):
+            carry_t, gh_t, gx_t, mask_t, dgx_t, e_t, f_t = inputs
+            dgh = None if hh is None else product(dcarry[0], hh, dtype, self.precision)
+            dgh = _or_zeros(self._sum(e_t, dgh), gh_t)
+
+            def run(own: list[Array], carry: Carry, gx: Array, gh: Array) -> Carry:
+                params = rebuild([*floats[:first], *own]).cell if own else weights.cell
+                return cells.advance(self.cell, params, carry, gx, gh)
+
+            at = (floats[first:], carry_t, _or_zeros(gx_t, gh_t), gh_t)
+            along = (moved, dcarry, _or_zeros(dgx_t, gh_t), dgh)
+            _, (dm, *rest) = jax.jvp(run, at, along)
+            dh = dm
+            if weights.hr is not None:
+                dh = self._project(dm, weights.hr, None, dtype)
+                dh = dh if f_t is None else f_t + dh
+            new = hold(mask_t, (dh, *rest), dcarry)
+            return new, (new[0], (dcarry, dgh) if save else ())
+
+        inputs = (carries, gh, gx, mask, dgx, e, f)
+        dlast, (dhs, dsaved) = self._scan(step, dcarry, inputs)
+        if save:
+            dcarries, dgh = dsaved
+            dsaved = Saved(dcarries, dgh, None if self.cell.additive else _or_zeros(whole_dgx, gh))
+        return silence(mask, dhs), dlast, dsaved
+
+    def _recurrent(self, weights: Weights) -> Any:
+        """(h, gx) -> gh, with W_hh transposed once: `h @ W` runs faster than `h @ W.T`."""
+        hh, bias = weights.hh, weights.b_hh
+        if hh is None:
+            return partial(cells.recurrent_input, weights)
+        turned = hh.T
+
+        def run(h: Array, gx: Array) -> Array:
+            gh = product(h, turned, gx.dtype, self.precision)
+            return gh if bias is None else gh + jnp.broadcast_to(bias.astype(gx.dtype), gh.shape)
+
+        return run
+
+    def _product(self, h: Array, dweights: Weights, dtype: Any) -> Array | None:
+        """dW_hh h + db_hh, for all steps at once."""
+        if dweights.hh is not None:
+            return self._project(h, dweights.hh, dweights.b_hh, dtype)
+        if dweights.b_hh is None:
+            return None
+        bias = dweights.b_hh.astype(dtype)
+        return jnp.broadcast_to(bias, (*h.shape[:-1], bias.shape[0]))
+
+    @staticmethod
+    def _sum(a: Array | None, b: Array | None) -> Array | None:
+        return b if a is None else a if b is None else a + b
+
+
+def _or_zeros(x: Array | None, like: Array) -> Array:
+    return jnp.zeros_like(like) if x is None else x
+
+
+def product(h: Array, weight: Array, dtype: Any, precision: lax.PrecisionLike) -> Array:
+    """`h @ weight` for a weight that is transposed already."""
+    dims = (((h.ndim - 1,), (0,)), ((), ()))
+    return lax.dot_general(
+        h.astype(weight.dtype), weight, dims, precision=precision, preferred_element_type=dtype
+    )

@@ -1,11 +1,11 @@
-"""Which strategy runs where none is named."""
+"""The strategy that runs where none is named."""
 
 import jax
 from jax import Array
 
 from jaxrnn.cells import Carry, Cell, Weights
-from jaxrnn.strategies.contract import Strategy
-from jaxrnn.strategies.native import Native, refusal
+from jaxrnn.strategies.base import Strategy
+from jaxrnn.strategies.native import Native
 from jaxrnn.strategies.scan import Scan
 
 
@@ -24,6 +24,7 @@ def default(cell: Cell, weights: Weights, x: Array, carry: Carry) -> Strategy:
         Scan(unroll=1)
     """
     known = all(isinstance(size, int) for size in x.shape)
-    if known and jax.default_backend() == "cpu" and not refusal(cell, weights, x, carry):
-        return Native()
+    native = Native()
+    if known and jax.default_backend() == "cpu" and not native.refusal(cell, weights, x, carry):
+        return native
     return Scan()

@@ -1,6 +1,6 @@
 """A linear map with an adjoint of one's own choosing, under every transformation of JAX.
 
-The derivative rule of `jaxrnn.strategies.rule` ends in a map that is linear in its operands,
+The derivative rule of `jaxrnn.derivative.rule` ends in a map that is linear in its operands,
 
     results = A(fixed) operands            cotangents of operands = A(fixed)^T cotangents of results
 
@@ -26,7 +26,7 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class LinearMap:
-    """What a linear map must be: hashable, with the three methods below, which must agree.
+    """A linear map: hashable, with the three methods below, which must agree.
 
     `fixed`, `operands`, results and cotangents are pytrees of arrays, and operands and results of
     floats. This class computes both directions the plain way; override them in a subclass.
@@ -48,10 +48,6 @@ class LinearMap:
         """The operands' cotangents, by transposing the plain way. Not to be overridden."""
         return jax.linear_transpose(partial(self.plain, fixed), like)(cotangents)[0]
 
-    def in_vmap(self) -> "LinearMap":
-        """The map whose methods `vmap` is taken of: this one, unless they cannot be batched."""
-        return self
-
 
 def apply(linear_map: LinearMap, fixed: Tree, operands: Tree) -> Tree:
     """`linear_map.tangent(fixed, operands)`, with `linear_map.adjoint` as its transpose.
@@ -60,15 +56,15 @@ def apply(linear_map: LinearMap, fixed: Tree, operands: Tree) -> Tree:
         A map that says which of its methods runs.
 
         >>> import dataclasses, jax, jax.numpy as jnp
-        >>> from jaxrnn.strategies import linear
+        >>> from jaxrnn.derivative import linear_map
         >>> @dataclasses.dataclass(frozen=True)
-        ... class Scale(linear.LinearMap):
+        ... class Scale(linear_map.LinearMap):
         ...     def plain(self, fixed, operands):
         ...         return fixed * operands
         ...     def adjoint(self, fixed, like, cotangents):
         ...         print("adjoint of", like.shape)
         ...         return fixed * cotangents
-        >>> f = lambda a, x: linear.apply(Scale(), a, x).sum()
+        >>> f = lambda a, x: linear_map.apply(Scale(), a, x).sum()
         >>> float(jax.grad(f, argnums=1)(jnp.float32(3.0), jnp.float32(2.0)))
         adjoint of ()
         3.0
@@ -148,7 +144,10 @@ class _Vmapped(LinearMap):
 
     def adjoint(self, fixed: Tree, like: Tree, cotangents: Tree) -> Tree:
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like)
-        run = lambda fixed, cotangents: self.linear_map.adjoint(fixed, one, cotangents)  # noqa: E731
+
+        def run(fixed: Tree, cotangents: Tree) -> Tree:
+            return self.linear_map.adjoint(fixed, one, cotangents)
+
         return self._vmap(run, fixed)(fixed, cotangents)
 
     def _vmap(self, run: Callable[..., Tree], fixed: Tree) -> Callable[..., Tree]:
@@ -188,9 +187,7 @@ def _batch(primitive: Primitive, arguments: Any, axes: Any, *, call: _Call):
         x if d is None and k < count else batching.bdim_at_front(x, d, size)
         for k, (x, d) in enumerate(zip(arguments, axes, strict=True))
     ]
-    vmapped = _Vmapped(
-        call.linear_map.in_vmap(), tuple(None if d is None else 0 for d in axes[:count])
-    )
+    vmapped = _Vmapped(call.linear_map, tuple(None if d is None else 0 for d in axes[:count]))
 
     def grow(shapes: _Shapes) -> _Shapes:
         leaves = (jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for s in shapes.leaves)

@@ -1,4 +1,4 @@
-"""A sequence in chunks side by side, and what passes between them: the workings of `Shooting`."""
+"""A sequence in chunks side by side, and the hand-over of states between them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -62,8 +62,12 @@ class Cut(NamedTuple):
         a = jnp.swapaxes(a, 0, 1)
         return a.reshape(a.shape[0], self.chunks * self.batch, *a.shape[3:])
 
+    def rows(self, carry: Carry) -> Carry:
+        """(P*B, ·) -> (P, B, ·)."""
+        return tuple(c.reshape(self.chunks, self.batch, c.shape[-1]) for c in carry)
+
     def cotangent(self, of_steps: Array, last: Carry) -> Carry:
-        """What an adjoint's guess starts with: in each row of the size of what drives it."""
+        """Initial cotangent for the burn-in, scaled per row by the largest incoming cotangent."""
         rows = jnp.abs(of_steps).max((0, 2), initial=0)
         rows = rows.reshape(self.chunks, self.batch).max(0, initial=0)
         for d in last:

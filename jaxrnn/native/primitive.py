@@ -1,0 +1,71 @@
+"""JAX primitives for the kernels: one plain way, and a lowering of its own for some platforms."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+
+def make_primitive(
+    name: str, plain: Callable[..., Any], kernels: Mapping[str, Callable[..., Any]]
+) -> Callable[..., Any]:
+    """Make a function `f(call, *arguments)` that runs a kernel where there is one.
+
+    Args:
+        name: of the primitive.
+        plain: the same function by JAX's operations: it runs on other platforms, under `vmap` and
+            in an exported program.
+        kernels: the functions to run instead, by platform.
+    """
+
+    def flat(run: Any) -> Any:
+        def flattened(*leaves: Array, call: Any, structure: Any) -> list[Array]:
+            return jax.tree.leaves(run(call, *jax.tree.unflatten(structure, leaves)))
+
+        return flattened
+
+    def abstract(*leaves: Any, **options: Any) -> list[Any]:
+        like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves]
+        out = jax.eval_shape(partial(flat(plain), **options), *like)
+        return [jax.core.ShapedArray(o.shape, o.dtype) for o in out]
+
+    def batch(arguments: Any, axes: Any, **options: Any) -> tuple[list[Array], list[int]]:
+        out = jax.vmap(partial(flat(plain), **options), in_axes=tuple(axes))(*arguments)
+        return out, [0] * len(out)
+
+    def call_primitive(call: Any, *arguments: Any) -> Any:
+        leaves, structure = jax.tree.flatten(arguments)
+        results = primitive.bind(*leaves, call=call, structure=structure)
+        shapes = jax.eval_shape(partial(plain, call), *arguments)
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    lower_plain = mlir.lower_fun(flat(plain), multiple_results=True)
+
+    def lowering(kernel: Any) -> Any:
+        lower_kernel = mlir.lower_fun(flat(kernel), multiple_results=True)
+
+        def lower(context: Any, *arguments: Any, **options: Any) -> Any:
+            exported = context.module_context.lowering_parameters.for_export
+            return (lower_plain if exported else lower_kernel)(context, *arguments, **options)
+
+        return lower
+
+    primitive.def_abstract_eval(abstract)
+    jitted = jax.jit(primitive.bind, static_argnames=("call", "structure"))
+
+    def impl(*leaves: Array, **options: Any) -> list[Array]:
+        with jax.disable_jit(False):  # or it would come back here
+            return jitted(*leaves, **options)
+
+    primitive.def_impl(impl)
+    mlir.register_lowering(primitive, lower_plain)
+    for platform, kernel in kernels.items():
+        mlir.register_lowering(primitive, lowering(kernel), platform=platform)
+    batching.primitive_batchers[primitive] = batch
+    return call_primitive

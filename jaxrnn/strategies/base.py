@@ -1,0 +1,140 @@
+"""The contract of strategies, and what each of them states of itself as data."""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxrnn import closures
+from jaxrnn.cells import Carry, Cell, Weights
+from jaxrnn.checks import InputError
+from jaxrnn.derivative import rule
+from jaxrnn.derivative.rule import Recurrence
+
+
+class Capabilities(NamedTuple):
+    """The programs that a strategy runs. None stands for all."""
+
+    cells: tuple[Cell, ...] | None = None
+    projections: bool = True
+    dtypes: tuple[str, ...] | None = None
+    """Of weights and carry, one for all of them."""
+
+
+EVERYTHING = Capabilities()
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """One cell over time, in one direction: a hashable value with a short repr.
+
+    `jaxrnn.strategies` says what the arguments mean. `recurrence` returns what runs, so that one
+    strategy can be built of another; `refusal` returns one sentence, empty if it runs.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def refusal(self, cell: Cell, weights: Weights, x: Array, carry: Carry) -> str: ...
+
+    def recurrence(
+        self, cell: Cell, weights: Weights, x: Array, carry: Carry, **options: Any
+    ) -> Recurrence: ...
+
+    def __call__(
+        self,
+        cell: Cell,
+        weights: Weights,
+        x: Array,
+        carry: Carry,
+        mask: Array | None = None,
+        *,
+        precision: lax.PrecisionLike = None,
+        reverse: bool = False,
+    ) -> tuple[Array, Carry]: ...
+
+
+class Base:
+    """The parts of a strategy that follow from its `recurrence` and its `capabilities`."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return EVERYTHING
+
+    def refusal(self, cell: Cell, weights: Weights, x: Array, carry: Carry) -> str:
+        """The reason why this strategy cannot run the arguments, in one sentence; empty if it can.
+
+        Only shapes and dtypes count.
+        """
+        return lacking(type(self).__name__, self.capabilities, cell, weights, carry)
+
+    def recurrence(
+        self,
+        cell: Cell,
+        weights: Weights,
+        x: Array,
+        carry: Carry,
+        **options: Any,
+    ) -> Recurrence:
+        """The recurrence to run, with the options `precision` and `reverse`.
+
+        Raises:
+            InputError: the strategy cannot run the arguments.
+        """
+        raise NotImplementedError
+
+    @closures.compiled
+    def __call__(
+        self,
+        cell: Cell,
+        weights: Weights,
+        x: Array,
+        carry: Carry,
+        mask: Array | None = None,
+        *,
+        precision: lax.PrecisionLike = None,
+        reverse: bool = False,
+    ) -> tuple[Array, Carry]:
+        """(ys, last): the outputs (T, B, P), 0 where the mask is False, and the last carry."""
+        recurrence = self.recurrence(cell, weights, x, carry, precision=precision, reverse=reverse)
+        mask = None if mask is None else mask.astype(bool)
+        ys, last, _ = rule.run(recurrence, weights, x, carry, mask)
+        return ys, last
+
+
+def lacking(
+    name: str, capabilities: Capabilities, cell: Cell, weights: Weights, carry: Carry
+) -> str:
+    """The first capability that the arguments need and a strategy lacks, in one sentence."""
+    if capabilities.cells is not None and cell not in capabilities.cells:
+        names = ", ".join(c.name for c in capabilities.cells)
+        return f"strategies.{name} runs {names}, not {cell.name}; strategies.Scan runs every cell."
+    if weights.hr is not None and not capabilities.projections:
+        return f"strategies.{name} has no projections (proj_size > 0); strategies.Scan has."
+    if capabilities.dtypes is not None:
+        found = sorted({str(a.dtype) for a in (*jax.tree.leaves(weights), *carry)})
+        if len(found) > 1 or found[0] not in capabilities.dtypes:
+            wanted = " or in ".join(capabilities.dtypes)
+            return f"strategies.{name} computes in {wanted}, not in {', '.join(found)}."
+    return ""
+
+
+def require(strategy: Any, cell: Cell, weights: Weights, x: Array, carry: Carry) -> None:
+    """Raise InputError with the reason where a strategy cannot run."""
+    why = strategy.refusal(cell, weights, x, carry)
+    if why:
+        raise InputError(why)
+
+
+def hold(mask: Array | None, new: Carry, old: Carry) -> Carry:
+    """The new carry in rows that take a step, else the old one."""
+    if mask is None:
+        return new
+    run = mask[:, None]
+    return tuple(jnp.where(run, n, o) for n, o in zip(new, old, strict=True))
+
+
+def silence(mask: Array | None, ys: Array) -> Array:
+    """The outputs, 0 where there is no step."""
+    return ys if mask is None else jnp.where(mask[:, :, None], ys, jnp.zeros_like(ys))

@@ -1,0 +1,205 @@
+"""Parameters of a cell and arrays that its step closes over, against a loop written out."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+import jaxrnn
+from jaxrnn import cells, layers, strategies
+from jaxrnn.cells import Cell, Weights
+
+T, B, I, H = 6, 2, 3, 4
+STRATEGIES = {
+    "default": None,
+    "Reference": strategies.Reference(),
+    "Scan": strategies.Scan(),
+    "Checkpoint": strategies.Checkpoint(4),
+    "Shooting": strategies.Shooting(chunks=3, max_sweeps=3, burn_in=1),
+    "Shooting(Checkpoint)": strategies.Shooting(2, strategies.Checkpoint(2), max_sweeps=2),
+}
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.standard_normal((T, B, I)))
+IH, HH = jnp.asarray(RNG.standard_normal((H, I))), jnp.asarray(0.4 * RNG.standard_normal((H, H)))
+LENGTHS = jnp.asarray([T, 2])
+MASK = jnp.asarray(RNG.random((B, H)) < 0.5)  # a zoneout mask, one for each row
+SCALE = jnp.asarray(RNG.standard_normal((B, 1)))  # a constant for each row
+LEAK = jnp.asarray(RNG.standard_normal(H))
+
+
+@jax.numpy_rank_promotion("allow")
+def advance(leak, mask, scale, h, g):
+    a = jax.nn.sigmoid(leak)
+    return jnp.where(mask, h, a * h + (1 - a) * jnp.tanh(g * scale))
+
+
+def closing(strategy, leak, mask, scale, x, *, lengths=None, directions=1):
+    """Through `layers.stack`, with a step that closes over all three."""
+    cell = Cell("leaky", 1, 1, lambda c, gx, gh: (advance(leak, mask, scale, c[0], gx + gh),))
+    weights = [[Weights(IH, HH)] * directions]
+    carry = (jnp.zeros((directions, x.shape[1], H)),)
+    return layers.stack(cell, weights, x, carry, lengths, strategy=strategy)[0]
+
+
+def written_out(leak, mask, scale, x, *, lengths=None, directions=1):
+    """The same by a plain scan over steps."""
+
+    def one(reverse):
+        def step(h, inputs):
+            x_t, t = inputs
+            new = advance(leak, mask, scale, h, x_t @ IH.T + h @ HH.T)
+            runs = jnp.ones(x.shape[1], bool) if lengths is None else t < lengths
+            new = jnp.where(runs[:, None], new, h)
+            return new, jnp.where(runs[:, None], new, jnp.zeros_like(new))
+
+        start = jnp.zeros((x.shape[1], H))
+        return lax.scan(step, start, (x, jnp.arange(x.shape[0])), reverse=reverse)[1]
+
+    return jnp.concatenate([one(False), one(True)][:directions], -1)
+
+
+def loss(run, leak, mask, scale, x, **options):
+    ys = run(leak, mask, scale, x, **options)
+    return (ys**2 * jnp.cos(jnp.arange(ys.size, dtype=ys.dtype)).reshape(ys.shape)).sum()
+
+
+def close(got, wanted, tolerance=1e-12):
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance)
+
+
+LEAKS = jnp.stack([LEAK, -LEAK, 0.5 * LEAK])
+TRANSFORMATIONS = {
+    "grad": lambda f: jax.grad(f)(LEAK, MASK, SCALE, X),
+    "jit of grad": lambda f: jax.jit(jax.grad(f))(LEAK, MASK, SCALE, X),
+    "jit of grad, mask traced by jit alone": lambda f: jax.jit(
+        lambda mask, scale: jax.grad(lambda leak: f(leak, mask, scale, X))(LEAK)
+    )(MASK, SCALE),
+    "grad of the constant alone": lambda f: jax.grad(f, argnums=2)(LEAK, MASK, SCALE, X),
+    "grad of the inputs, the rest traced": lambda f: jax.jit(jax.grad(f, argnums=3))(
+        LEAK, MASK, SCALE, X
+    ),
+    "jvp": lambda f: jax.jvp(lambda a: f(a, MASK, SCALE, X), (LEAK,), (jnp.ones(H),)),
+    "vmap": lambda f: jax.vmap(lambda a: f(a, MASK, SCALE, X))(LEAKS),
+    "vmap of grad": lambda f: jax.vmap(jax.grad(lambda a: f(a, MASK, SCALE, X)))(LEAKS),
+    "vmap over masks": lambda f: jax.jit(jax.vmap(lambda m: f(LEAK, m, SCALE, X)))(
+        jnp.stack([MASK, ~MASK])
+    ),
+    "grad of vmap": lambda f: jax.grad(
+        lambda a: jax.vmap(lambda s: f(a, MASK, s * SCALE, X))(jnp.arange(1.0, 3.0)).sum()
+    )(LEAK),
+    "grad of a scan around": lambda f: jax.grad(
+        lambda a: lax.scan(lambda s, k: (s + f(a * k, MASK, SCALE, X), None), 0.0, jnp.ones(2))[0]
+    )(LEAK),
+    "grad of a checkpoint": lambda f: jax.grad(jax.checkpoint(f))(LEAK, MASK, SCALE, X),
+    "lengths, both directions": lambda f: jax.jit(
+        jax.value_and_grad(partial(f, lengths=LENGTHS, directions=2), argnums=(0, 2, 3))
+    )(LEAK, MASK, SCALE, X),
+    "hessian": lambda f: jax.jit(jax.hessian(f))(LEAK, MASK, SCALE, X),
+    "reverse over reverse": lambda f: jax.jit(
+        jax.grad(lambda a: (jax.grad(f)(a, MASK, SCALE, X) ** 2).sum())
+    )(LEAK),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@every_strategy
+def test_what_a_step_closes_over_is_differentiated(strategy, name):
+    transform = TRANSFORMATIONS[name]
+    got = transform(partial(loss, partial(closing, strategy)))
+    close(got, transform(partial(loss, written_out)))
+
+
+@every_strategy
+def test_parameters_in_the_weights_beside_integers_and_closures(strategy):
+    def step(params, carry, gx, gh):
+        mask = params["mask"] == 1
+        return (advance(params["leak"], mask, SCALE, carry[0], gx + gh),)
+
+    cell = Cell("leaky", 1, 1, step)
+
+    def run(leak, mask, scale, x):
+        params = {"leak": leak, "mask": mask.astype(jnp.int32)[0]}
+        weights = Weights(IH, HH, cell=params)
+        return layers.stack(cell, [[weights]], x, (jnp.zeros((1, B, H)),), strategy=strategy)[0]
+
+    same = jnp.broadcast_to(MASK[:1], MASK.shape)
+    both = [jax.jit(jax.grad(partial(loss, f)))(LEAK, same, SCALE, X) for f in (run, written_out)]
+    close(*both)
+
+
+@every_strategy
+def test_an_attribute_that_changes_between_calls_is_seen(strategy):
+    class Leaky(nnx.Module):
+        def __init__(self):
+            self.leak, self.gain = nnx.Param(LEAK), 1.0
+
+        def step(self, carry, gx, gh):
+            return (advance(self.leak[...], False, self.gain, carry[0], gx + gh),)
+
+        def __call__(self, x):
+            cell = Cell("leaky", 1, 1, self.step)
+            carry = (jnp.zeros((1, B, H)),)
+            return layers.stack(cell, [[Weights(IH, HH)]], x, carry, strategy=strategy)[0]
+
+    module = Leaky()
+    for leak, gain in ((LEAK, 1.0), (-LEAK, 1.0), (-LEAK, 2.0)):
+        module.leak[...], module.gain = leak, gain
+        close(module(X), written_out(leak, False, gain, X))
+    grads = nnx.grad(lambda m: loss(lambda *a: m(a[3]), None, None, None, X))(module)
+    close(grads["leak"][...], jax.grad(partial(loss, written_out))(-LEAK, False, 2.0, X))
+
+
+def test_a_second_eager_call_with_the_same_closure_compiles_nothing(compilations):
+    cell = Cell("leaky", 1, 1, lambda c, gx, gh: (advance(LEAK, MASK, SCALE, c[0], gx + gh),))
+    arguments = cell, Weights(IH, HH), X, (jnp.zeros((B, H)),)
+    first = strategies.Scan()(*arguments)
+    before = compilations()
+    close(strategies.Scan()(*arguments), first)
+    assert compilations() == before
+
+
+@every_strategy
+def test_a_cell_without_a_recurrent_product(strategy):
+    """h_t = tanh(W_ih x_t + b_hh + u h_{t-1}), an IndRNN (Li et al., 2018)."""
+
+    def step(u, carry, gx, gh):
+        return (jnp.tanh(gx + gh + u * carry[0]),)
+
+    cell, bias = Cell("indrnn", 1, 1, step), jnp.linspace(-1.0, 1.0, H)
+
+    def run(u, bias):
+        weights = Weights(IH, None, b_hh=bias, cell=u)
+        carry = (jnp.zeros((1, B, H)),)
+        ys, _ = layers.stack(cell, [[weights]], X, carry, LENGTHS, strategy=strategy)
+        return (ys**2).sum()
+
+    def plain(u, bias):
+        def one(h, inputs):
+            x_t, t = inputs
+            new = jnp.where((t < LENGTHS)[:, None], jnp.tanh(x_t @ IH.T + bias + u * h), h)
+            return new, jnp.where((t < LENGTHS)[:, None], new, jnp.zeros_like(new))
+
+        return (lax.scan(one, jnp.zeros((B, H)), (X, jnp.arange(T)))[1] ** 2).sum()
+
+    with jax.numpy_rank_promotion("allow"):
+        close(*(jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(LEAK, bias) for f in (run, plain)))
+
+
+def test_a_step_that_returns_no_carry_is_told_by_name():
+    for step in (lambda c, gx, gh: jnp.tanh(gx + gh), lambda c, gx, gh: (c[0], c[0])):
+        with pytest.raises(jaxrnn.InputError, match=r"cell 'wrong' must return a tuple of 1 arr"):
+            strategies.Scan()(Cell("wrong", 1, 1, step), Weights(IH, HH), X, (jnp.zeros((B, H)),))
+
+
+def test_native_refuses_parameters():
+    weights = Weights(IH, HH, cell=LEAK)
+    with pytest.raises(jaxrnn.InputError, match="no parameters of their own"):
+        strategies.Native()(cells.rnn_tanh, weights, X, (jnp.zeros((B, H)),))
