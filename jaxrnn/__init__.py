@@ -11,7 +11,6 @@
     checks        what the modules refuse, and the sentence for each
 
     interchange   weights from and to PyTorch: state_dict, load_state_dict and safetensors
-    names         PyTorch's names and layouts for Flax's own layers
     files         safetensors files, whole or not at all
     testing       any PyTorch module compared with its twin: outputs, states, loss, gradients
 

@@ -75,7 +75,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Non
     # safetensors writes the memory as it lies; np.ascontiguousarray would make scalars 1-d.
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     layout = _layout((name, a.dtype, a.shape) for name, a in arrays.items())
-    payload = safetensors.numpy.save(arrays, {_DIGEST: f"{layout} {_contents(arrays)}"})
+    payload = safetensors.numpy.save(arrays, {_DIGEST: f"{_DIGEST} {layout} {_contents(arrays)}"})
     target = os.path.realpath(path)
     temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
     try:
@@ -120,10 +120,10 @@ def read(
         refuse("it is not a regular file")
     with open(path, "rb") as file:
         specs, metadata = _header(file, refuse)
-        digests = metadata[_DIGEST].split(" ") if _DIGEST in metadata else None
-        found = _layout((name, spec.dtype, spec.shape) for name, spec in specs.items())
+        layout = _layout((name, spec.dtype, spec.shape) for name, spec in specs.items())
+        digest = _digest(metadata)
         damaged = "its contents do not match its digest, so it was damaged after it was written"
-        if digests and digests[0] != found:
+        if digest is not None and digest.rpartition(" ")[0] != f"{_DIGEST} {layout}":
             refuse(damaged)
         accept(specs)
         arrays = {}
@@ -132,11 +132,11 @@ def read(
             memory = _bytes(arrays[name])
             if file.readinto(memory) != len(memory):
                 refuse("it became shorter while it was read")
-    if digests and digests[1:] != [_contents(arrays)]:
+    if digest is not None and digest.rpartition(" ")[2] != _contents(arrays):
         refuse(damaged)
     for name, array in arrays.items():
         if array.dtype == np.bool_ and set(_bytes(array)) - {0, 1}:
-            refuse(f"`{name}` is boolean and holds something else")
+            refuse(f"`{escaped(name)}` is boolean and holds something else")
     return arrays
 
 
@@ -172,12 +172,12 @@ def _header(
     specs = {}
     for name, entry in header.items():
         if (spec := _spec(entry)) is None:
-            refuse(f"the header's entry for `{name}` is not valid or not supported")
+            refuse(f"the header's entry for `{escaped(name)}` is not valid or not supported")
         specs[name] = spec
     end = 0
     for name, spec in sorted(specs.items(), key=lambda item: item[1][2:]):
         if spec.begin != end:
-            refuse(f"the data of `{name}` overlap others or leave a gap")
+            refuse(f"the data of `{escaped(name)}` overlap others or leave a gap")
         end = spec.end
     if end != size - 8 - length:
         refuse(f"its header promises {end} bytes of data and {size - 8 - length} are there")
@@ -196,6 +196,12 @@ def _spec(entry: Any) -> Spec | None:
     if end - begin != math.prod(shape) * dtype.itemsize:
         return None
     return Spec(dtype, tuple(shape), begin, end)
+
+
+def escaped(text: str) -> str:
+    """A name from a file as it is printed: no control characters, at most 200 characters."""
+    quoted = repr(text if len(text) <= 200 else text[:197] + "...")
+    return quoted[1:-1]
 
 
 def _is_sizes(value: Any) -> bool:
@@ -220,6 +226,16 @@ def _layout(arrays: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> str:
     """A digest of names, dtypes and shapes."""
     lines = sorted([name, _CODES[dtype], *shape] for name, dtype, shape in arrays)
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def _digest(metadata: dict[str, str]) -> str | None:
+    """The digest that `write` left, or the empty string where its name or its mark is damaged.
+
+    The digest starts with its own name, so that no single change hides it.
+    """
+    if _DIGEST in metadata:
+        return metadata[_DIGEST]
+    return "" if any(text.startswith(f"{_DIGEST} ") for text in metadata.values()) else None
 
 
 def _contents(arrays: Mapping[str, np.ndarray]) -> str:

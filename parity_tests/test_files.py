@@ -89,8 +89,15 @@ def test_shared_parameters_of_torch(path):
     ours.b.embedding = ours.a.embedding
     load_safetensors(ours, path)
     np.testing.assert_array_equal(ours.b.embedding[...], theirs["a"].weight.detach().numpy())
+    ours.a.embedding[...] += 1
     save_safetensors(ours, path)
-    theirs.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    assert list(safetensors.torch.load_file(path)) == ["a.weight"]
+    assert safetensors.torch.load_model(theirs, path) == (set(), [])
+    np.testing.assert_array_equal(ours.b.embedding[...], theirs["b"].weight.detach().numpy())
+    twin = nnx.clone(ours)
+    twin.a.embedding[...] += 1
+    load_safetensors(twin, path)
+    np.testing.assert_array_equal(ours.b.embedding[...], twin.b.embedding[...])
 
 
 def test_arrays_that_are_not_contiguous(path):
@@ -110,22 +117,18 @@ def test_every_dtype(path, dtype):
 
 
 def test_flipped_bits(path):
-    """Each is seen, or is in the header and changes no value."""
+    """Each is seen, those of the digest's own name included."""
     ours, twin = mixed(0), mixed(1)
-    before, expected = contents(twin), contents(ours)
+    before = contents(twin)
     save_safetensors(ours, path)
-    whole, unseen = path.read_bytes(), []
-    for bit in range(0, 8 * len(whole), 7):
+    whole = path.read_bytes()
+    metadata = range(whole.index(b"__metadata__"), whole.index(b"}", 8))
+    for bit in {*range(0, 8 * len(whole), 7), *range(8 * metadata[0], 8 * metadata[-1] + 8)}:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        try:
-            found = files.read(path, lambda specs: None)
-        except ValueError:
-            continue
-        unseen.append(bit // 8)
-        assert {k: (v.dtype, v.shape, v.tobytes()) for k, v in found.items()} == expected
-    assert all(8 < byte < whole.index(b"}", 8) for byte in unseen)
+        with pytest.raises(ValueError, match="cannot be loaded"):
+            files.read(path, lambda specs: None)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ValueError, match="do not match its digest"):
         load_safetensors(twin, path)
@@ -133,6 +136,74 @@ def test_flipped_bits(path):
     with pytest.raises(ValueError, match="do not match its digest"):
         load_safetensors(twin, path)
     assert contents(twin) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"shape":[2,3]', b'"shape":[3,2]'),
+        (b'"shape":[6,1]', b'"shape":[1,6]'),
+        (b'"dtype":"F32"', b'"dtype":"I32"'),
+        (b'"one"', b'"two"'),
+    ],
+)
+def test_the_digest_covers_what_the_header_says(path, old, new):
+    arrays = {"one": np.arange(6, dtype=np.float32).reshape(2, 3), "col": np.zeros((6, 1))}
+    files.write(path, arrays)
+    whole = path.read_bytes()
+    assert whole.count(old) == 1
+    path.write_bytes(whole.replace(old, new))
+    with pytest.raises(ValueError, match="do not match its digest"):
+        files.read(path, lambda specs: None)
+
+
+def test_a_renaming_is_made_durable(path, monkeypatch):
+    """The file is synced before it is renamed, and the directory after that."""
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_sync(descriptor):
+        status = os.fstat(descriptor)
+        same = status.st_ino == path.parent.stat().st_ino
+        events.append("directory" if stat.S_ISDIR(status.st_mode) and same else "file")
+        fsync(descriptor)
+
+    def record_rename(*places):
+        events.append("rename")
+        replace(*places)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", record_rename)
+    save_safetensors(mixed(), path)
+    assert events == ["file", "rename", "directory"]
+
+
+def test_options_of_loading(path):
+    theirs = torch.nn.Linear(3, 2)
+    named = {"model." + name: value.half() for name, value in theirs.state_dict().items()}
+    safetensors.torch.save_file(named | {"step": torch.ones(())}, path)
+    ours = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r'after `model\.`\. Pass `prefix="model\."`'):
+        load_safetensors(ours, path)
+    assert load_safetensors(ours, path, prefix="model.") == ([], [])
+    weight = theirs.weight.detach().half().float().numpy()
+    np.testing.assert_array_equal(ours.kernel[...].T, weight)
+    keys = load_safetensors(
+        ours, path, prefix="", strict=False, rename=lambda n: n.replace("model.w", "w")
+    )
+    assert keys == (["bias"], ["model.bias", "step"])
+
+
+def test_a_file_of_many_hostile_names(path):
+    names = {f"t{i}\x1b[31m": np.zeros(0, np.float32) for i in range(10_000)}
+    files.write(path, names)
+    with pytest.raises(ValueError, match=r"`t0\\x1b\[31m` is in .*\n.*\n") as error:
+        load_safetensors(nnx.Dict(), path)
+    assert "\x1b" not in str(error.value)
+    assert str(error.value).endswith("\n... and 9,990 more.")
+    path.write_bytes(header('{"\x1b[31m":1}'.replace("\x1b", "\\u001b")))
+    with pytest.raises(ValueError, match=r"`\\x1b\[31m` is not valid"):
+        files.read(path, lambda specs: None)
 
 
 def test_truncation(path):

@@ -1,0 +1,62 @@
+"""Arrays into and out of a module: NumPy, JAX and PyTorch's tensors, without importing PyTorch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn.interchange.entry import Entry, is_array
+
+
+def exported(entry: Entry) -> Any:
+    """The array in PyTorch's layout: a copy or, inside a transformation, the traced array."""
+    values = entry.values
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
+        raise ValueError(f"`{entry.name}` has a shape but no values yet: load some first.")
+    if any(isinstance(value, jax.core.Tracer) for value in values):
+        return entry.layout.to_torch(*values)
+    return np.array(entry.layout.to_torch(*map(np.asarray, values)), order="C")
+
+
+def imported(value: Any) -> Any:
+    """A NumPy array for an array of NumPy, JAX or PyTorch (without a copy if possible).
+
+    Traced arrays stay as they are, and so does what is no array.
+    """
+    if isinstance(value, jax.core.Tracer) or not is_array(value):
+        return value
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu().resolve_conj().resolve_neg()
+            if "float" in str(value.dtype):
+                # NumPy has no bfloat16 and no float8, and float32 holds both.
+                return value.numpy() if value.itemsize > 2 else value.float().numpy()
+            return value.numpy()
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        return value
+
+
+def cast(value: Any, dtype: np.dtype) -> Any:
+    """A copy of one's own, so that no later change to the given array reaches the model."""
+    if isinstance(value, jax.core.Tracer):
+        return value.astype(dtype)
+    # PyTorch too turns what is too large into infinity without a word.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return value.astype(dtype, order="C", copy=True)
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+        return False
+    return a.tobytes() == b.tobytes()
+
+
+def placed(value: Any, old: Any) -> Any:
+    """The new value as the old one is kept: by NumPy, or by JAX on the same devices."""
+    if isinstance(value, jax.core.Tracer) or isinstance(old, np.ndarray):
+        return value
+    if isinstance(old, jax.core.Tracer) or not getattr(old, "committed", True):
+        return jnp.asarray(value)
+    return jnp.asarray(value) if old.sharding is None else jax.device_put(value, old.sharding)

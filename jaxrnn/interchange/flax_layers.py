@@ -1,0 +1,168 @@
+"""The table of Flax's layers that PyTorch names or lays out in another way.
+
+A layer's row says which of its attributes make which of PyTorch's parameters, in which layout;
+attributes without a rule keep their names. A row of `BY_SETTINGS` is a function of the layer, for
+one whose translation depends on its settings, or that refuses some of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from jaxrnn.interchange.layouts import (
+    BIASES,
+    CONVOLUTION,
+    HEADS_TO_MATRIX,
+    MATRIX,
+    PROJECTIONS,
+    SAME,
+    TRANSPOSED,
+    VECTOR,
+    Layout,
+)
+
+
+class Rule(NamedTuple):
+    """Attributes of a layer (dotted, separated by spaces) that are `name` in PyTorch.
+
+    `rank` is the number of dimensions of the attributes, where no stack of them is translated.
+    """
+
+    attributes: str
+    name: str
+    layout: Layout = SAME
+    rank: int | None = None
+
+    @property
+    def paths(self) -> list[tuple[str, ...]]:
+        return [tuple(attribute.split(".")) for attribute in self.attributes.split()]
+
+
+class Refused(Exception):
+    """A clause that completes "`x` is an `nnx.Layer`"."""
+
+
+FIXED: dict[type, tuple[Rule, ...]] = {
+    nnx.Linear: (Rule("kernel", "weight", MATRIX),),
+    nnx.Conv: (Rule("kernel", "weight", CONVOLUTION),),
+    nnx.Embed: (Rule("embedding", "weight"),),
+    nnx.PReLU: (Rule("negative_slope", "weight", VECTOR),),
+    nnx.LayerNorm: (Rule("scale", "weight"),),
+    nnx.RMSNorm: (Rule("scale", "weight"),),
+    nnx.GroupNorm: (Rule("scale", "weight"),),
+    nnx.InstanceNorm: (Rule("scale", "weight"),),
+    nnx.BatchNorm: (
+        Rule("scale", "weight"),
+        Rule("mean", "running_mean"),
+        Rule("var", "running_var"),
+    ),
+}
+
+
+def _conv(layer: Any) -> tuple[Rule, ...]:
+    if layer.mask is not None:
+        raise Refused(" with a mask, which PyTorch lacks. Multiply the kernel by the mask instead.")
+    return (Rule("kernel", "weight", CONVOLUTION, len(layer.kernel_size) + 2),)
+
+
+def _conv_transpose(layer: Any) -> tuple[Rule, ...]:
+    if layer.mask is not None:
+        raise Refused(" with a mask, which PyTorch lacks. Multiply the kernel by the mask instead.")
+    if not _torch_padding(layer):
+        raise Refused(
+            f" with padding={layer.padding!r}, which no padding and output_padding of PyTorch's "
+            'give. Use padding="VALID" and crop the output.'
+        )
+    # With transpose_kernel=True, Flax holds the kernel of the convolution that it transposes.
+    layout = CONVOLUTION if layer.transpose_kernel else TRANSPOSED
+    return (Rule("kernel", "weight", layout, len(layer.kernel_size) + 2),)
+
+
+def _torch_padding(layer: Any) -> bool:
+    """Whether PyTorch's transposed convolution has arguments for the layer's padding.
+
+    Flax pads the dilated input by (low, high); PyTorch by d (k - 1) - padding, and output_padding
+    more at the end, which must be less than the stride or the dilation.
+    """
+    axes = len(layer.kernel_size)
+    strides = _per_axis(layer.strides, axes)
+    dilations = _per_axis(layer.kernel_dilation, axes)
+    padding = layer.padding
+    if isinstance(padding, str) and padding not in ("SAME", "VALID"):
+        return False
+    for axis, (k, s, d) in enumerate(zip(layer.kernel_size, strides, dilations, strict=True)):
+        reach = d * (k - 1)
+        if padding == "VALID":
+            low, high = reach, max(reach, s - 1)
+        elif padding == "SAME":
+            low = reach if s > reach else -(-(reach + s - 1) // 2)
+            high = reach + s - 1 - low
+        else:
+            one = padding if isinstance(padding, int) else padding[axis]
+            low, high = (one, one) if isinstance(one, int) else one
+        if low > reach or not 0 <= high - low < max(s, d):
+            return False
+    return True
+
+
+def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    return (value or 1,) * axes if isinstance(value, int | None) else tuple(value)
+
+
+def _attention(layer: Any) -> tuple[Rule, ...]:
+    sizes = {layer.qkv_features, layer.out_features, layer.in_features}
+    if len(sizes) > 1 or layer.num_kv_heads != layer.num_heads or layer.normalize_qk:
+        raise Refused(
+            " that PyTorch lacks: `torch.nn.MultiheadAttention` needs in_features, qkv_features "
+            "and out_features to be one number, num_kv_heads=num_heads and normalize_qk=False."
+        )
+    parts = ("query", "key", "value")
+    if layer.in_kv_features == layer.in_features:
+        kernels = " ".join(f"{part}.kernel" for part in parts)
+        weights = [Rule(kernels, "in_proj_weight", PROJECTIONS, 3)]
+    else:
+        weights = [Rule(f"{p}.kernel", f"{p[0]}_proj_weight", PROJECTIONS, 3) for p in parts]
+    return (
+        *weights,
+        Rule(" ".join(f"{part}.bias" for part in parts), "in_proj_bias", BIASES, 2),
+        Rule("out.kernel", "out_proj.weight", HEADS_TO_MATRIX, 3),
+        Rule("out.bias", "out_proj.bias", SAME, 1),
+    )
+
+
+def _einsum(layer: Any) -> tuple[Rule, ...]:
+    """The strings of `torch.nn.Linear`: "...i,io->...o", or with the kernel as "oi"."""
+    text = layer.einsum_str or ""
+    operands, _, result = text.partition("->")
+    x, _, kernel = operands.partition(",")
+    batch, i, o = x[:-1], x[-1:], result[-1:]
+    linear = (
+        len(kernel) == 2
+        and set(kernel) == {i, o}
+        and result[:-1] == batch
+        and not set(kernel) & set(batch)
+    )
+    if not linear or len(layer.bias_shape or (0,)) != 1:
+        raise Refused(
+            f' with "{text}", which is no `torch.nn.Linear`: only "...i,io->...o" and '
+            '"...i,oi->...o" have a layer in PyTorch. Hold the parameters in a module of your own.'
+        )
+    return (Rule("kernel", "weight", MATRIX if kernel == i + o else SAME),)
+
+
+def _spectral_norm(layer: Any) -> tuple[Rule, ...]:
+    raise Refused(
+        ", which renews its estimate at every call, where PyTorch's spectral_norm keeps vectors u "
+        "and v that Flax lacks. Fold the norm into the weight in PyTorch, with "
+        "`torch.nn.utils.parametrize.remove_parametrizations`, and use the layer without it."
+    )
+
+
+BY_SETTINGS: dict[type, Callable[[Any], tuple[Rule, ...]]] = {
+    nnx.Conv: _conv,
+    nnx.ConvTranspose: _conv_transpose,
+    nnx.MultiHeadAttention: _attention,
+    nnx.Einsum: _einsum,
+    nnx.SpectralNorm: _spectral_norm,
+}

@@ -1,0 +1,104 @@
+"""`save_safetensors` and `load_safetensors`: `state_dict` in a file that PyTorch reads."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxrnn import files
+from jaxrnn.interchange import arguments
+from jaxrnn.interchange.arrays import equal, exported
+from jaxrnn.interchange.entry import identity
+from jaxrnn.interchange.problems import IncompatibleKeys, check, select
+from jaxrnn.interchange.state_dict import load_state_dict
+from jaxrnn.interchange.torch_names import entries
+
+
+def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
+    """Write a module's `state_dict` to a safetensors file that PyTorch reads too, all or nothing.
+
+    A parameter that is held under several names is written once, under the first, as
+    `safetensors.torch.save_model` does: `safetensors.torch.load_model` reads such a file into a
+    model that shares the parameter too.
+
+    Raises:
+        TypeError: not a module, or not a path.
+        ValueError: as `state_dict`; a dtype that safetensors lacks; `path` is no regular file.
+        OSError: as the system says. What was at `path` is then still there.
+
+    Example:
+        >>> import os, tempfile
+        >>> from flax import nnx
+        >>> from jaxrnn import interchange
+        >>> model, twin = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(1))
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> interchange.save_safetensors(model, path)
+        >>> names = interchange.load_safetensors(twin, path)
+        >>> bool((twin.kernel[...] == model.kernel[...]).all())
+        True
+    """
+    arguments.check_path("save_safetensors", module, path)
+    arrays: dict[str, Any] = {}
+    first: dict[Any, str] = {}
+    for entry in entries(module):
+        array = exported(entry)
+        if isinstance(array, jax.core.Tracer):
+            raise ValueError(
+                f"`{entry.name}` is traced: a file cannot be written inside `jax.jit`."
+            )
+        if not entry.ignored_on_load:
+            name = first.setdefault(tuple(map(identity, entry.leaves)), entry.name)
+            if name in arrays and equal(arrays[name], array):
+                continue
+        arrays[entry.name] = array
+    files.write(path, arrays)
+
+
+def load_safetensors(
+    module: nnx.Module,
+    path: str | os.PathLike[str],
+    *,
+    strict: bool = True,
+    prefix: str = "",
+    rename: Callable[[str], str | None] | None = None,
+) -> IncompatibleKeys:
+    """Read a safetensors file, ours or PyTorch's, into a module: `load_state_dict` from a file.
+
+    A file of ours carries a digest, and is refused if one bit of it has changed. Files of others
+    carry none, so damage to their data cannot be seen. Pickles (`.pt`, `.pth`) are never opened.
+
+    Args:
+        module: the module, changed in place.
+        path: of the file.
+        strict, prefix, rename: as in `load_state_dict`.
+
+    Returns:
+        As `load_state_dict`.
+
+    Raises:
+        TypeError: not a module, or not a path.
+        ValueError: as `load_state_dict`; or not a whole safetensors file. Nothing has changed.
+        OSError: the file cannot be opened.
+
+    Example:
+        >>> import os, tempfile
+        >>> from flax import nnx
+        >>> from jaxrnn import interchange
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> interchange.save_safetensors(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), path)
+        >>> interchange.load_safetensors(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), path)
+        Traceback (most recent call last):
+        ValueError: Nothing was loaded:
+        `weight` has shape (2, 3) in the given state but (4, 3) in the model.
+        `bias` has shape (2,) in the given state but (4,) in the model.
+    """
+    arguments.check_path("load_safetensors", module, path)
+    targets = entries(module)
+
+    def accept(specs: dict[str, files.Spec]) -> None:
+        check(targets, select(targets, specs, prefix, rename), strict)
+
+    arrays = files.read(path, accept)
+    return load_state_dict(module, arrays, strict=strict, prefix=prefix, rename=rename)
