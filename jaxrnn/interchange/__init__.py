@@ -21,7 +21,7 @@ Weights move, settings do not. Where the defaults differ, the twins must be buil
   and `output_padding = high - low`. `padding="VALID"` is `padding=0`, with
   `output_padding = stride - kernel_size` if that is positive.
 - `nnx.MultiHeadAttention` is `torch.nn.MultiheadAttention(batch_first=True)`, which returns its
-  attention weights too.
+  attention weights too. Its default `attention_fn` computes in float32 even where dtype is float64.
 - `nnx.WeightNorm` is PyTorch's `weight_norm` with `epsilon=0.0`. Its scales are constants unless
   `scale_init=lambda key, shape: nnx.Param(jnp.ones(shape))` makes them parameters, as PyTorch's
   are, and each call replaces the kernel by the normalised one. `feature_axes` counts axes of

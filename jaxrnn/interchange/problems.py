@@ -19,6 +19,15 @@ class IncompatibleKeys(NamedTuple):
 
     `missing_keys` are the model's names that got no value, `unexpected_keys` the given names that
     the model lacks.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from jaxrnn import interchange
+        >>> model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+        >>> keys = interchange.load_state_dict(model, {"bias": np.ones(2)}, strict=False)
+        >>> keys.missing_keys
+        ['weight']
     """
 
     missing_keys: list[str]

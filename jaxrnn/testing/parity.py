@@ -192,6 +192,9 @@ def _twins(
     ours = jax_side.prepare(jax_module, dtype, train)
     first = torch_side.first_names(theirs)
     in_jax = jax_side.parameters(ours)
+    newer = torch_side.weight_norm_names(theirs)
+    first |= {older: first[name] for older, name in newer.items()}
+    held = {newer.get(name, name) for name in in_jax}
     _check_same(
         "parameters",
         {name: tuple(value.shape) for name, value in theirs.named_parameters()},
@@ -199,7 +202,7 @@ def _twins(
     )
     state = theirs.state_dict().items()
     # Of the names of a parameter that is shared in PyTorch, JAX may hold one.
-    weights = {name: value for name, value in state if name in in_jax or name not in first}
+    weights = {name: value for name, value in state if name in held or name not in first}
     interchange.load_state_dict(ours, weights)
     return theirs, ours, first
 

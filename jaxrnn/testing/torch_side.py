@@ -105,6 +105,17 @@ def first_names(module: Any) -> dict[str, str]:
     return {name: names[id(value)] for name, value in every}
 
 
+def weight_norm_names(module: Any) -> dict[str, str]:
+    """The names of `weight_norm` in its older style, which JAX uses -> those of the newer one."""
+    names = {}
+    for new in dict(module.named_parameters(remove_duplicate=False)):
+        stem, mark, rest = new.rpartition("parametrizations.")
+        attribute, _, part = rest.rpartition(".")
+        if mark and part in ("original0", "original1"):
+            names[f"{stem}{attribute}_{'g' if part == 'original0' else 'v'}"] = new
+    return names
+
+
 def _refuse_random(module: Any) -> None:
     nn = import_torch().nn
     for name, part in module.named_modules():
