@@ -17,7 +17,8 @@ ADJOINT = "jaxrnn_adjoint"
 
 def path() -> Path | None:
     """Where the library is, or None if jaxrnn was installed without a C++ compiler."""
-    found = [folder / f"jaxrnn_native{end}" for folder in _folders() for end in (".so", ".dylib")]
+    ends = (".so", ".dylib", ".dll")
+    found = [folder / f"jaxrnn_native{end}" for folder in _folders() for end in ends]
     return next((p for p in found if p.exists()), None)
 
 

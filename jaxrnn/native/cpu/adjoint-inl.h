@@ -28,14 +28,14 @@ struct AdjointStep {
   int64_t t;
 };
 
-// dh of R rows for the units of one panel: what comes from outside, plus W_hh^T times the next
-// step's cotangents. At t < 0 that is the cotangent of the initial state; else the cell follows.
-template <class T, class C, int R, int N>
-__attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t panel,
-                                             const int32_t* active) {
+// dh[r][v] of R rows for the units of one panel: what comes from outside, plus W_hh^T times the
+// next step's cotangents.
+template <class T, int R, int N>
+__attribute__((noinline)) void back_product(const AdjointStep<T>& s, int64_t panel,
+                                            const int32_t* active, V<T>* out) {
   constexpr int L = kLanes<T>;
   const Shape& shape = s.f.shape;
-  const int64_t H = shape.hidden, depth = C::kGates * H;
+  const int64_t H = shape.hidden, depth = gates(s.f.cell) * H;
   V<T> dh[R][N];
   const T* rows[R];
   for (int r = 0; r < R; ++r) {
@@ -48,20 +48,31 @@ __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t pa
     }
   }
   multiply<T, R, N, N>(dh, rows, s.panels + panel * depth * N * L, depth, Same());
-  for (int r = 0; r < R; ++r) {
-    const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) {
-      const int64_t u = (panel * N + v) * L;
+    for (int v = 0; v < N; ++v) out[r * N + v] = dh[r][v];
+}
+
+// The cell's adjoint from dh of `count` rows; at t < 0 that is the cotangent of the initial state.
+template <class T, class C>
+__attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t first, int vectors,
+                                             const int32_t* active, int count, const V<T>* dh) {
+  const Shape& shape = s.f.shape;
+  const int64_t H = shape.hidden;
+  for (int r = 0; r < count; ++r) {
+    const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
+    const int64_t before = s.t < 0 ? -1 : s.schedule.before(shape, at);
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t u = first + v * kLanes<T>;
       if (u >= H) break;
       AdjointUnit<T> unit = {};
       unit.carry = s.f.dh0 + b * H + u;
       unit.n = H - u;
       if (s.t < 0) {
-        store(unit.carry, dh[r][v], unit.n);
+        store(unit.carry, dh[r * vectors + v], unit.n);
         continue;
       }
-      const int64_t before = s.schedule.before(shape, at);
       unit.h = (before < 0 ? s.f.h0 + b * H : s.f.ys + before * H) + u;
       unit.y = s.f.ys + at * H + u;
       unit.gates = s.f.gates + at * C::kSaved * H + u;
@@ -72,7 +83,7 @@ __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t pa
         unit.c_previous = (before < 0 ? s.f.c0 + b * H : s.f.cs + before * H) + u;
         unit.dc = s.f.dc0 + b * H + u;
       }
-      C::template adjoint<T>(dh[r][v], unit);
+      C::template adjoint<T>(dh[r * vectors + v], unit);
     }
   }
 }
@@ -100,9 +111,12 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
 
   AdjointStep<T> step{f, schedule, packed, group.rows, next, 0};
   auto run = [&](int64_t count) {
+    V<T> dh[kRows * N];
     for (int64_t p = p0; p < p1; ++p)
-      for_blocks(count,
-                 [&](auto r, int64_t at) { adjoint_block<T, C, r(), N>(step, p, active + at); });
+      for_blocks(count, [&](auto r, int64_t at) {
+        back_product<T, r(), N>(step, p, active + at, dh);
+        adjoint_block<T, C>(step, p * width, N, active + at, r(), dh);
+      });
   };
   for (int64_t i = s.steps - 1; i >= 0; --i) {
     const int64_t t = step.t = s.time(i);
@@ -136,8 +150,8 @@ void run_adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule
   });
   if (!f.dw_hh && !f.dx) return;
   wait_for_all(work);
-  if (f.dw_hh) weight_gradients<T, C>(f, plan, schedule, work, member);
-  if (f.dx) input_gradient<T, C>(f, plan, schedule, work, member);
+  if (f.dw_hh) weight_gradients<T>(f, plan, schedule, work, member);
+  if (f.dx) input_gradient<T>(f, plan, schedule, work, member);
 }
 
 }  // namespace

@@ -123,6 +123,14 @@ JAXRNN_INLINE void with_cell(CellKind cell, int64_t hidden, F&& f) {
   with_vectors(panel_vectors<T>(hidden), [&](auto n) { f(Rnn<n()>()); });
 }
 
+// The backward pass takes one vector of units at a time, so every Rnn<N> would be the same code.
+template <class F>
+JAXRNN_INLINE void with_adjoint_cell(CellKind cell, F&& f) {
+  if (cell == CellKind::lstm) return f(Lstm());
+  if (cell == CellKind::gru) return f(Gru());
+  f(Rnn<1>());
+}
+
 // The weight row from which vector v of a panel takes its lanes, and how many there are.
 template <class T, class C>
 JAXRNN_INLINE int64_t first_unit(int64_t panel, int v) {

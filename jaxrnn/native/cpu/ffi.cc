@@ -117,7 +117,11 @@ ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool re
 }  // namespace
 }  // namespace jaxrnn
 
+#if defined(_WIN32)
+#define JAXRNN_EXPORT extern "C" __declspec(dllexport)
+#else
 #define JAXRNN_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_forward(XLA_FFI_CallFrame*);
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_adjoint(XLA_FFI_CallFrame*);
 

@@ -70,6 +70,32 @@ __attribute__((noinline)) void project_block(const ForwardStep<T>& s, int64_t pa
       store(out + (r * C::kVectors + v) * L, sum[r][C::x_sum(v)]);
 }
 
+// The cell on the sums of `count` rows for the units of one panel.
+template <class T, class C>
+__attribute__((noinline)) void finish_block(const ForwardStep<T>& s, int64_t panel,
+                                            const int32_t* active, int count,
+                                            V<T> (*sum)[C::kSums]) {
+  const Shape& shape = s.f.shape;
+  for (int r = 0; r < count; ++r) {
+    const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
+#pragma GCC unroll 4
+    for (int v = 0; v < C::kUnits; ++v) {
+      const int64_t u = first_unit<T, C>(panel, v);
+      if (u >= shape.hidden) break;
+      ForwardUnit<T> unit = {};
+      unit.h = s.h[active[r]] + u;
+      unit.c = s.f.c_last + b * shape.hidden + u;
+      unit.y = s.f.ys + at * shape.hidden + u;
+      unit.saved = s.f.saved ? s.f.saved + at * C::kSaved * shape.hidden + u : nullptr;
+      unit.cs = s.f.cs + at * shape.hidden + u;
+      unit.hidden = shape.hidden;
+      unit.n = shape.hidden - u;
+      unit.relu = s.f.cell == CellKind::rnn_relu;
+      C::template finish<T>(sum[r], v, unit);
+    }
+  }
+}
+
 // One step of R rows for the units of one panel; gx holds their projected inputs, or is null.
 template <class T, class C, int R>
 __attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel,
@@ -98,25 +124,13 @@ __attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel
   for (int r = 0; r < R; ++r) rows[r] = s.h[active[r]];
   multiply<T, R, C::kSums, C::kVectors>(sum, rows, s.wh + panel * shape.hidden * C::kVectors * L,
                                         shape.hidden, C::h_sum);
+  // A loop that indexes the sums would keep them out of the registers; the cell reads a copy.
+  V<T> done[R][C::kSums];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < C::kUnits; ++v) {
-      const int64_t u = first_unit<T, C>(panel, v);
-      if (u >= shape.hidden) break;
-      ForwardUnit<T> unit = {};
-      unit.h = rows[r] + u;
-      unit.c = s.f.c_last + b * shape.hidden + u;
-      unit.y = s.f.ys + at * shape.hidden + u;
-      unit.saved = s.f.saved ? s.f.saved + at * C::kSaved * shape.hidden + u : nullptr;
-      unit.cs = s.f.cs + at * shape.hidden + u;
-      unit.hidden = shape.hidden;
-      unit.n = shape.hidden - u;
-      unit.relu = s.f.cell == CellKind::rnn_relu;
-      C::template finish<T>(sum[r], v, unit);
-    }
-  }
+    for (int a = 0; a < C::kSums; ++a) done[r][a] = sum[r][a];
+  finish_block<T, C>(s, panel, active, R, done);
 }
 
 template <class T, class C>

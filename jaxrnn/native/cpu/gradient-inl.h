@@ -72,11 +72,12 @@ void add_rows(const WeightGradient<T>& g, int64_t m, int64_t count, Source cotan
   });
 }
 
-template <class T, class C>
+template <class T>
 void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule,
                       Workspace& work, int member) {
   const Shape& s = f.shape;
-  const int64_t rows = C::kGates * s.hidden, H = s.hidden;
+  const int64_t rows = gates(f.cell) * s.hidden, H = s.hidden;
+  const int64_t saved = saved_gates(f.cell) * H;
   const int64_t m0 = rows * member / plan.members, m1 = rows * (member + 1) / plan.members;
   auto padded = [](int64_t n) { return n + 4 * kLanes<T>; };
   auto space = [&](int64_t n) {
@@ -101,14 +102,13 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
       return before < 0 ? f.h0 + at % s.batch * H : f.ys + before * H;
     });
     // The GRU's third gate has two cotangents: of W_hn h + b_hn, and after it of W_in x + b_in.
-    const int64_t third = C::kSaved > C::kGates ? 2 * H : rows;
+    const int64_t third = saved > rows ? 2 * H : rows;
     auto add = [&](const WeightGradient<T>& g, int64_t begin, int64_t end, int64_t shift) {
       if (end <= begin) return;
       for_blocks(end - begin, [&](auto r, int64_t at) {
         const int64_t m = begin + at;
         add_rows<T, r()>(
-            g, m, count, [&](int64_t k) { return f.gates + step(k) * C::kSaved * H + m + shift; },
-            a);
+            g, m, count, [&](int64_t k) { return f.gates + step(k) * saved + m + shift; }, a);
       });
     };
     add(ih, m0, min(m1, third), 0);
@@ -117,20 +117,22 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
   }
 }
 
-template <class T, class C, int N, int R>
+template <class T, int N, int R>
 __attribute__((noinline)) void input_block(const Adjoint<T>& f, const T* panels, int64_t panel,
                                            const int64_t (&at)[kRows]) {
   constexpr int L = kLanes<T>;
   const int64_t H = f.shape.hidden, inputs = f.shape.inputs;
-  const int64_t first = C::kSaved > C::kGates ? 2 * H : C::kGates * H;
-  const T* own = panels + panel * C::kGates * H * N * L;
+  const int64_t count = gates(f.cell) * H, saved = saved_gates(f.cell) * H;
+  const T* own = panels + panel * count * N * L;
   V<T> sum[R][N] = {};
   const T* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = f.gates + at[r] * C::kSaved * H;
-  multiply<T, R, N, N>(sum, rows, own, first, Same());
-  if constexpr (C::kSaved > C::kGates) {
-    for (int r = 0; r < R; ++r) rows[r] += 3 * H;
-    multiply<T, R, N, N>(sum, rows, own + first * N * L, H, Same());
+  for (int r = 0; r < R; ++r) rows[r] = f.gates + at[r] * saved;
+  // The GRU's cotangents of W_in x + b_in are not beside those of the first two gates.
+  const int64_t first = saved > count ? 2 * H : count;
+  for (int64_t done = 0, depth = first; done < count; done += depth, depth = count - first) {
+    if (done > 0)
+      for (int r = 0; r < R; ++r) rows[r] += 3 * H;
+    multiply<T, R, N, N>(sum, rows, own + done * N * L, depth, Same());
   }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < N; ++v) {
@@ -139,7 +141,7 @@ __attribute__((noinline)) void input_block(const Adjoint<T>& f, const T* panels,
     }
 }
 
-template <class T, class C>
+template <class T>
 void input_gradient(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule,
                     Workspace& work, int member) {
   const Shape& s = f.shape;
@@ -162,7 +164,7 @@ void input_gradient(const Adjoint<T>& f, const Plan& plan, const Schedule& sched
             const int64_t k = run * length + at + i;
             steps[i] = schedule.steps ? schedule.steps[k] : k;
           }
-          input_block<T, C, N, r()>(f, panels, p, steps);
+          input_block<T, N, r()>(f, panels, p, steps);
         });
   });
 }

@@ -21,8 +21,8 @@ void forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule, Wo
 template <class T>
 void adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
              int member) {
-  with_cell<T>(f.cell, f.shape.hidden,
-               [&](auto cell) { run_adjoint<T, decltype(cell)>(f, plan, schedule, work, member); });
+  with_adjoint_cell(
+      f.cell, [&](auto cell) { run_adjoint<T, decltype(cell)>(f, plan, schedule, work, member); });
 }
 
 template <class T>

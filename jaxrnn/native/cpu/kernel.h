@@ -13,7 +13,7 @@ enum class CellKind : int32_t { rnn_tanh = 0, rnn_relu = 1, lstm = 2, gru = 3 };
 // The recurrence runs over t = 0 .. T-1, or from the last to the first.
 struct Shape {
   int64_t steps, batch, inputs, hidden;
-  bool reverse;
+  bool reverse = false;
   int64_t time(int64_t i) const { return reverse ? steps - 1 - i : i; }  // t of the i-th step
 };
 

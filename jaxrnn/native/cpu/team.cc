@@ -4,6 +4,11 @@
 #include <cstring>
 #include <numeric>
 
+#if defined(_WIN32)
+#define NOMINMAX
+#include <windows.h>
+#endif
+
 namespace jaxrnn {
 
 void* shared_memory(Workspace& work, int slot) { return work.shared_[size_t(slot)].get(); }
@@ -16,20 +21,32 @@ void* private_memory(Workspace& work, int member, int64_t bytes) {
 
 void wait_for_all(Workspace& work) { work.all_.wait(); }
 
-#if defined(JAXRNN_AVX)
-extern const Build build_avx512, build_avx2;
+#if defined(_WIN32)
+// clang-cl does not link what __builtin_cpu_supports needs. Every x86 processor on which Windows
+// reports AVX-512F has DQ, BW and VL, and every one with AVX2 has FMA.
+#define JAXRNN_HAS_AVX512 IsProcessorFeaturePresent(41)  // PF_AVX512F_INSTRUCTIONS_AVAILABLE
+#define JAXRNN_HAS_AVX2 IsProcessorFeaturePresent(40)    // PF_AVX2_INSTRUCTIONS_AVAILABLE
+#else
+#define JAXRNN_HAS_AVX512                                                    \
+  __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && \
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
+#define JAXRNN_HAS_AVX2 __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
 #endif
-extern const Build build_portable;
+
+// CMakeLists.txt defines a name for each instruction set that the library holds.
+extern const Build build_avx512, build_avx2, build_portable;
 
 std::vector<const Build*> builds() {
   std::vector<const Build*> found;
-#if defined(JAXRNN_AVX)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    found.push_back(&build_avx512);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&build_avx2);
+#if defined(JAXRNN_WITH_avx512)
+  if (JAXRNN_HAS_AVX512) found.push_back(&build_avx512);
 #endif
+#if defined(JAXRNN_WITH_avx2)
+  if (JAXRNN_HAS_AVX2) found.push_back(&build_avx2);
+#endif
+#if defined(JAXRNN_WITH_portable)
   found.push_back(&build_portable);
+#endif
   return found;
 }
 

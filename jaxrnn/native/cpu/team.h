@@ -11,6 +11,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(_WIN32)
+#include <malloc.h>
+#endif
+
 #include "kernel.h"
 
 namespace jaxrnn {
@@ -56,12 +60,23 @@ class Barrier {
 };
 
 struct Free {
-  void operator()(void* p) const { std::free(p); }
+  void operator()(void* p) const {
+#if defined(_WIN32)
+    _aligned_free(p);
+#else
+    std::free(p);
+#endif
+  }
 };
 using Memory = std::unique_ptr<void, Free>;
 
 inline Memory allocate(int64_t bytes) {
-  void* p = std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64 + 64));
+  const size_t size = size_t((bytes + 63) / 64 * 64 + 64);
+#if defined(_WIN32)
+  void* p = _aligned_malloc(size, 64);
+#else
+  void* p = std::aligned_alloc(64, size);
+#endif
   if (!p) throw std::bad_alloc();
   return Memory(p);
 }
