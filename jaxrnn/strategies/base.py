@@ -20,6 +20,8 @@ class Capabilities(NamedTuple):
     projections: bool = True
     dtypes: tuple[str, ...] | None = None
     """Of weights and carry, one for all of them."""
+    side_by_side: int = 512
+    """The rows of a batch that take hardly longer than one row on a GPU."""
 
 
 EVERYTHING = Capabilities()

@@ -21,7 +21,7 @@ def default(cell: Cell, weights: Weights, x: Array, carry: Carry) -> Strategy:
         >>> weights = cells.Weights(ih=jnp.ones((4, 3)), hh=jnp.eye(4))
         >>> own = cells.rnn_tanh._replace(name="own")
         >>> strategies.default(own, weights, jnp.ones((5, 2, 3)), (jnp.zeros((2, 4)),))
-        Scan(unroll=1)
+        Scan(unroll=None)
     """
     known = all(isinstance(size, int) for size in x.shape)
     native = Native()

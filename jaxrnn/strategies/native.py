@@ -25,12 +25,14 @@ from jaxrnn.derivative import rule
 from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
 from jaxrnn.native.primitive import make_primitive
 from jaxrnn.strategies.base import Base, Capabilities, require
-from jaxrnn.strategies.scan import ScanRecurrence
+from jaxrnn.strategies.scan import ScanRecurrence, steps_per_iteration
 
 CELLS = (cells.rnn_tanh, cells.rnn_relu, cells.lstm, cells.gru)
 """The cells that the kernel knows, in the order in which it numbers them."""
 
-CAPABILITIES = Capabilities(cells=CELLS, projections=False, dtypes=("float32", "float64"))
+CAPABILITIES = Capabilities(
+    cells=CELLS, projections=False, dtypes=("float32", "float64"), side_by_side=64
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Kernel(Recurrence):
     def plain(
         self, weights: Weights, x: Array, carry: Carry, mask: Array | None
     ) -> tuple[Array, Carry]:
-        scan = ScanRecurrence(self.cell, precision=self.precision, reverse=self.reverse)
+        unroll = steps_per_iteration()
+        scan = ScanRecurrence(self.cell, unroll, self.precision, self.reverse)
         return scan.plain(weights, x, carry, mask)
 
     def run(

@@ -68,7 +68,8 @@ class Cut(NamedTuple):
 
     def cotangent(self, of_steps: Array, last: Carry) -> Carry:
         """Initial cotangent for the burn-in, scaled per row by the largest incoming cotangent."""
-        rows = jnp.abs(of_steps).max((0, 2), initial=0)
+        # Behind the barrier XLA does not fold the maximum of a large constant while it compiles.
+        rows = jnp.abs(lax.optimization_barrier(of_steps)).max((0, 2), initial=0)
         rows = rows.reshape(self.chunks, self.batch).max(0, initial=0)
         for d in last:
             rows = jnp.maximum(rows, jnp.abs(d).max(1, initial=0).astype(rows.dtype))

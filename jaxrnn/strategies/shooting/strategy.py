@@ -61,10 +61,11 @@ from jaxrnn.strategies.shooting.chunks import Info, Knobs, one_chunk
 from jaxrnn.strategies.shooting.recurrence import Flipped, Shot
 
 _ULPS = 8
+_NARROW_ULPS = 2  # of the products' dtype, where it is narrower than the carry's
 _BURN_IN = 128
 _SWEEPS = 3
 _SHORTEST = 512
-_ROWS, _ROWS_ON_CPU = 512, 64
+_ROWS_ON_CPU = 64
 _MOST_ON_CPU = 1  # rows of a batch: with more of them, a step's products are efficient as they are
 _LEAST_ON_CPU = 16_384  # steps: with fewer, burn-in and hand-over cost what the chunks gain
 _NARROWEST_ON_CPU = 64  # units: with fewer, training gains nothing
@@ -74,17 +75,21 @@ _NARROWEST_ON_CPU = 64  # units: with fewer, training gains nothing
 class Shooting(Base):
     """Multiple shooting: chunks of the sequence side by side, until their boundaries agree.
 
+    On a GPU float32 products run at `Precision.HIGHEST` unless `precision` says otherwise: with the
+    default's TF32 operands the boundaries never agree to a few ULP of float32.
+
     Args:
         chunks: P, the number of chunks, and at most T. None chooses by shape and platform: as many
-            as make 64 rows of P*B on a CPU and 512 elsewhere, in chunks of no fewer than 512 steps;
-            on a CPU with B > 1, H < 64 or fewer than 16,384 steps, and of a T that is symbolic
-            under `jax.export`, one, which is the inner strategy alone. Where the arrays' types say
-            that several devices share them, inside `jax.shard_map` or on an explicit mesh, it is
-            always one.
+            as make 64 rows of P*B, or 512 over `Scan` off a CPU, in chunks of no fewer than 512
+            steps; on a CPU with B > 1, H < 64 or fewer than 16,384 steps, and of a T that is
+            symbolic under `jax.export`, one, which is the inner strategy alone. Where the arrays'
+            types say that several devices share them, inside `jax.shard_map` or on an explicit
+            mesh, it is always one.
         inner: the strategy that runs the chunks, and the whole where it falls back; None for
             `strategies.default`.
         tolerance: the largest mismatch at a boundary, relative to the largest entry of the
-            state there; None for 8 ULP of the state's dtype. 0 asks for equal bits.
+            state there; None for 8 ULP of the state's dtype, or 2 ULP of the products' where that
+            is narrower (bfloat16, float16). 0 asks for equal bits.
         burn_in: steps before each boundary that the first guess is made from; None for 128, or a
             whole chunk if that is shorter; 0 guesses the same near the initial carry everywhere.
         max_sweeps: after so many sweeps without agreement it falls back; None for 3.
@@ -148,11 +153,13 @@ class Shooting(Base):
             raise InputError(why)
         inner = self.inner or default(cell, weights, x, carry)
         steps, batch, _ = x.shape
-        count = self.count(steps, batch, carry[-1].shape[-1])
+        rows = inner.capabilities.side_by_side
+        count = self.count(steps, batch, carry[-1].shape[-1], rows)
         if count == 1 or sharding.spread(weights, x, carry):
             return inner.recurrence(cell, weights, x, carry, **options)
         reverse = options.pop("reverse", False)
-        knobs = self._knobs(-(-steps // count), carry[0].dtype)
+        options["precision"] = _agreeing(options.get("precision"), weights)
+        knobs = self._knobs(-(-steps // count), weights, carry)
         shot = Shot(inner.recurrence(cell, weights, x, carry, **options), count, knobs)
         return Flipped(shot) if reverse else shot
 
@@ -198,8 +205,11 @@ class Shooting(Base):
         back, info = recurrence.pull_with_info(fixed, like, cotangents)
         return back[2], info or one_chunk(carry[0].dtype)
 
-    def count(self, steps: Size, batch: Size, hidden: int) -> int:
-        """P for T steps of B rows and H units: `chunks`, or what is chosen for it."""
+    def count(self, steps: Size, batch: Size, hidden: int, rows: int = 512) -> int:
+        """P for T steps of B rows and H units: `chunks`, or what is chosen for it.
+
+        `rows` is the number that runs side by side at no cost, off a CPU.
+        """
         if batch == 0 or not isinstance(steps, int):
             return 1
         if self.chunks is None:
@@ -209,13 +219,38 @@ class Shooting(Base):
             small = steps < _LEAST_ON_CPU or hidden < _NARROWEST_ON_CPU
             if on_cpu and (batch > _MOST_ON_CPU or small):
                 return 1
-            rows = _ROWS_ON_CPU if on_cpu else _ROWS
+            rows = _ROWS_ON_CPU if on_cpu else rows
             return max(1, min(rows // batch, steps // _SHORTEST))
         return max(1, min(self.chunks, steps))
 
-    def _knobs(self, length: int, dtype: Any) -> Knobs:
+    def _knobs(self, length: int, weights: Weights, carry: Carry) -> Knobs:
+        tolerance = self.tolerance
+        if tolerance is None:
+            # Products of a narrower dtype round h to it, so that the boundaries agree to that.
+            tolerance = _ULPS * float(jnp.finfo(carry[0].dtype).eps)
+            tolerance = max(tolerance, _NARROW_ULPS * _rounding(weights, carry))
         return Knobs(
-            _ULPS * float(jnp.finfo(dtype).eps) if self.tolerance is None else self.tolerance,
+            tolerance,
             min(length, _BURN_IN if self.burn_in is None else self.burn_in),
             _SWEEPS if self.max_sweeps is None else self.max_sweeps,
         )
+
+
+def _rounding(weights: Weights, carry: Carry) -> float:
+    """The rounding unit of the products' operands where it is coarser than the carry's, else 0."""
+    own, products = jnp.finfo(carry[0].dtype).eps, jnp.finfo(weights.ih.dtype).eps
+    return float(products) if products > own else 0.0
+
+
+def _agreeing(precision: Any, weights: Weights) -> Any:
+    """The precision of products at which the boundaries agree.
+
+    By default a GPU rounds the operands of float32 products to TF32's 10 bits. The recurrence does
+    not contract differences that rounding makes anew at every step, so no two runs would agree to a
+    few ULP of float32. At the highest precision they do.
+    """
+    configured = getattr(jax.config, "jax_default_matmul_precision", None)
+    unsaid = precision is None and configured is None
+    if unsaid and weights.ih.dtype == jnp.float32 and jax.default_backend() == "gpu":
+        return lax.Precision.HIGHEST
+    return precision
