@@ -27,11 +27,10 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
 import jaxrnn
 from jaxrnn import training
-from options import launch, require, require_counts, require_module, require_rate
+from options import launch, require, require_counts, require_module, require_rate, tqdm
 from output import make_folder, new_figure, save_figure
 from plaid import APPLIANCES, Task, Traces, labels, nearest_neighbour
 from runs import METRICS, RESUMED, begin, fit
@@ -90,7 +89,7 @@ class Options:
         require(self, 0 <= self.dropout < 1, "dropout", "0 or more and below 1")
         require(self, 0.02 <= self.validation <= 0.9, "validation", "between 0.02 and 0.9")
         require_rate(self)
-        require_module("sktime", "sktime, which brings the traces, is not installed.")
+        require_module("sktime", "The data")
         make_folder(self.out)
 
 

@@ -15,7 +15,6 @@ move the limits. The numbers are those of this task and these sizes.
 """
 
 import dataclasses
-import importlib.util
 import json
 import time
 from collections.abc import Sequence
@@ -27,13 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
 import memory
 from jaxrnn import interchange, training
 from jaxrnn.models import RNNComparison
 from memory import VARIANTS, Results, Variant
-from options import launch, require, require_counts, require_rate
+from options import launch, require, require_counts, require_rate, require_torch, tqdm
 from output import make_folder, new_figure, save_figure, write_whole
 from runs import begin
 
@@ -72,8 +70,7 @@ class Options:
         rising = rising and len(self.lengths) > 0
         require(self, rising, "lengths", "rising, from 2 or more")
         require_rate(self)
-        if importlib.util.find_spec("torch") is None:
-            raise ValueError("PyTorch, to compare with, is not installed.")
+        require_torch("The comparison")
         make_folder(self.out)
 
 

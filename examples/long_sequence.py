@@ -25,11 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
 import jaxrnn
 from jaxrnn import cells, strategies
-from options import launch, require, require_counts, require_rate
+from options import launch, require, require_counts, require_rate, tqdm
 from output import make_folder, new_figure, save_figure
 
 DELAY = 17

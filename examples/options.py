@@ -1,12 +1,18 @@
 """What the command lines of the examples share: one sentence for an option that cannot be."""
 
 import errno
-import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import tyro
+EXTRA = "`pip install 'jaxrnn[examples]'`"
+
+try:
+    import tyro
+    from tqdm import tqdm as tqdm
+except ImportError as error:
+    sys.exit(f"The examples need {error.name}, which is not installed: {EXTRA}.")
 
 
 def require(options: Any, holds: bool, name: str, what: str) -> None:
@@ -27,17 +33,21 @@ def require_rate(options: Any) -> None:
     require(options, good, "learning_rate", "more than 0")
 
 
-def require_module(name: str, sentence: str) -> None:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        raise ValueError(sentence) from None
+def require_module(name: str, purpose: str, extra: str = EXTRA) -> None:
+    """Raises ValueError, in one sentence, where a package is missing."""
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"{purpose} needs {name}, which is not installed: {extra}.")
+
+
+def require_torch(purpose: str, instead: str = "") -> None:
+    require_module("torch", purpose, f"`pip install 'jaxrnn[torch]'`{instead}")
 
 
 def launch(options: type, main: Callable[[Any], None]) -> None:
     """`main` with the options of the command line, or one sentence and exit code 1."""
     chosen = tyro.cli(options)
     try:
+        require_module("matplotlib", "The figure")
         chosen.check()
     except ValueError as error:
         sys.exit(str(error))

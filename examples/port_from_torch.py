@@ -11,7 +11,6 @@ one loop, a few seconds long; for runs that are kept and resumed see `appliances
 """
 
 import dataclasses
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from typing import Any
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
 import jaxrnn
 from jaxrnn import data, models, training
 from jaxrnn.data import Batch
-from options import launch, require, require_counts, require_rate
+from options import launch, require, require_counts, require_rate, require_torch, tqdm
 from output import make_folder, new_figure, save_figure, write_whole
 
 FORMS = ("sine", "square", "triangle", "sawtooth")
@@ -57,8 +55,7 @@ class Options:
         require_counts(self, "epochs", "more_epochs", "recordings", "batch_size", "hidden_size")
         require(self, self.seed >= 0, "seed", "0 or more")
         require_rate(self)
-        if importlib.util.find_spec("torch") is None:
-            raise ValueError("PyTorch, to port from, is not installed.")
+        require_torch("The model to port")
         make_folder(self.out)
 
 

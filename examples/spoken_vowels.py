@@ -30,13 +30,20 @@ from typing import Any
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
 from curves import draw
 from japanese_vowels import CHANNELS, SPEAKERS, Task, Utterances
 from jaxrnn import interchange, models, training
 from jaxrnn.data import Batch
-from options import launch, require, require_counts, require_module, require_rate
+from options import (
+    launch,
+    require,
+    require_counts,
+    require_module,
+    require_rate,
+    require_torch,
+    tqdm,
+)
 from output import make_folder
 from runs import METRICS, begin, fit
 
@@ -84,9 +91,9 @@ class Options:
             require(self, 0 <= getattr(self, name) < float("inf"), name, "0 or more")
         require_rate(self)
         require(self, 0.02 <= self.validation <= 0.9, "validation", "between 0.02 and 0.9")
-        require_module("sktime", "sktime, which brings the recordings, is not installed.")
+        require_module("sktime", "The data")
         if self.torch:
-            require_module("torch", "PyTorch is not installed: install it, or pass --no-torch.")
+            require_torch("The twin", ", or pass --no-torch")
         make_folder(self.out)
 
 

@@ -18,7 +18,6 @@ in neither: it is thirty steps, and is done again.
 """
 
 import dataclasses
-import importlib.util
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,12 +26,11 @@ from typing import Any, Literal
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
 import curriculum
 from jaxrnn import data, interchange, models, training
 from jaxrnn.data import Batch
-from options import launch, require, require_counts, require_rate
+from options import launch, require, require_counts, require_rate, require_torch, tqdm
 from output import make_folder, new_figure, save_figure
 from runs import RESUMED, begin
 
@@ -84,8 +82,7 @@ class Options:
         rising = rising and self.stages[-1:] == (20,)
         require(self, rising, "stages", "rising from 1 or more to 20")
         require_rate(self)
-        if importlib.util.find_spec("torch") is None:
-            raise ValueError("PyTorch, whose random numbers the data is, is not installed.")
+        require_torch("The data")
         make_folder(self.out)
 
 

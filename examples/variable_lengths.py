@@ -10,7 +10,6 @@ a busy machine slows all of them; compared are medians, within one framework eac
 """
 
 import dataclasses
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +19,10 @@ from typing import Any
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
 from jaxrnn import data, interchange, models, training
 from jaxrnn.data import Batch
-from options import launch, require, require_counts
+from options import launch, require, require_counts, require_torch, tqdm
 from output import make_folder, new_figure, save_figure
 
 VOCABULARY = 50
@@ -66,8 +64,7 @@ class Options:
         require(self, self.seed >= 0, "seed", "0 or more")
         require(self, 1 <= self.median < float("inf"), "median", "1 or more")
         require(self, 0 <= self.spread < float("inf"), "spread", "0 or more")
-        if importlib.util.find_spec("torch") is None:
-            raise ValueError("PyTorch, to compare with, is not installed.")
+        require_torch("The comparison")
         make_folder(self.out)
 
 

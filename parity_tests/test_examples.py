@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,37 @@ def test_help_and_wrong_options_take_one_sentence(name, tmp_path):
         assert result.returncode == 1
         assert result.stderr.strip() == sentence
         assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "sentence"),
+    [
+        ("variable_lengths", "tyro", "The examples need tyro, which is not installed: {extra}."),
+        ("appliances", "tqdm", "The examples need tqdm, which is not installed: {extra}."),
+        (
+            "long_sequence",
+            "matplotlib",
+            "The figure needs matplotlib, which is not installed: {extra}.",
+        ),
+        ("appliances", "sktime", "The data needs sktime, which is not installed: {extra}."),
+        (
+            "port_from_torch",
+            "torch",
+            "The model to port needs torch, which is not installed: `pip install 'jaxrnn[torch]'`.",
+        ),
+    ],
+)
+def test_a_missing_package_takes_one_sentence(name, missing, sentence, tmp_path):
+    script = f"""
+        import runpy, sys
+        sys.modules[{missing!r}] = None
+        sys.argv = [{name!r}, "--out", {str(tmp_path / "out")!r}]
+        sys.path.insert(0, {str(EXAMPLES)!r})
+        runpy.run_path({str(EXAMPLES / f"{name}.py")!r}, run_name="__main__")
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.strip() == sentence.format(extra="`pip install 'jaxrnn[examples]'`")
+    assert not (tmp_path / "out").exists()

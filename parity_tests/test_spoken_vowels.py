@@ -114,7 +114,10 @@ def test_jax_alone_without_torch(tmp_path):
 def test_without_torch_it_says_what_to_do(tmp_path):
     result = run("--out", tmp_path, blocked=True)
     assert result.returncode == 1
-    assert result.stderr.strip() == ("PyTorch is not installed: install it, or pass --no-torch.")
+    assert result.stderr.strip() == (
+        "The twin needs torch, which is not installed: `pip install 'jaxrnn[torch]'`, or pass "
+        "--no-torch."
+    )
 
 
 @pytest.mark.parametrize(
