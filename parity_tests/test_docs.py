@@ -85,6 +85,16 @@ def test_readme_code_runs_and_prints_what_it_says():
     assert done.stdout.split("\n")[: len(wanted)] == wanted
 
 
+def test_the_first_example_needs_no_pytorch():
+    """`pip install .` alone runs it."""
+    script = "import sys\nsys.modules['torch'] = None\n" + blocks("python")[0]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == re.findall(r"# -> (.*)", blocks("python")[0])
+
+
 def test_readme_names_only_commands_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"\bmake (\w+)", README):
