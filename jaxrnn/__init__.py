@@ -22,10 +22,24 @@ Imports point one way:
 cells <- checks <- closures <- derivative <- strategies <- layers <- modules <- models.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from jaxrnn import cells, layers, strategies
 from jaxrnn.checks import InputError
 from jaxrnn.interchange import load_safetensors, load_state_dict, save_safetensors, state_dict
 from jaxrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+
+if TYPE_CHECKING:
+    from jaxrnn import data as data
+    from jaxrnn import models as models
+    from jaxrnn import testing as testing
+    from jaxrnn import training as training
+
+__version__ = "0.1.0"
+
+_ON_DEMAND = ("data", "models", "testing", "training")
+"""Parts that are imported when they are first named, so that `import jaxrnn` need not wait."""
 
 __all__ = [
     "GRU",
@@ -43,3 +57,13 @@ __all__ = [
     "state_dict",
     "strategies",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"jaxrnn.{name}")
+    raise AttributeError(f"module 'jaxrnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_DEMAND})

@@ -1,12 +1,16 @@
 """Imports point one way, and PyTorch is never needed to use the library."""
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
+
+import jaxrnn
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxrnn"
@@ -133,3 +137,31 @@ def test_a_training_step_without_pytorch():
 def test_importing_is_enough_to_load_nothing_foreign():
     out = run("import sys, jaxrnn; print([m for m in ('torch', 'matplotlib') if m in sys.modules])")
     assert out.strip() == "[]"
+
+
+def test_parts_are_imported_when_they_are_named():
+    out = run(
+        """
+        import sys, jaxrnn
+        parts = ["data", "models", "testing", "training"]
+        print([part for part in parts if f"jaxrnn.{part}" in sys.modules])
+        print(set(parts) <= set(dir(jaxrnn)))
+        print([getattr(jaxrnn, part).__name__ for part in parts])
+        print(jaxrnn.training.fit.__name__, jaxrnn.testing.compare.__name__)
+        print(hasattr(jaxrnn, "nothing"))
+        """
+    )
+    loaded, listed, names, *rest = out.splitlines()
+    assert loaded == "[]"
+    assert listed == "True"
+    assert names == str([f"jaxrnn.{part}" for part in ("data", "models", "testing", "training")])
+    assert rest == ["fit compare", "False"]
+
+
+def test_the_version_stands_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    source = ROOT / project["tool"]["scikit-build"]["metadata"]["version"]["input"]
+    found = re.search(r'^__version__ = "(\d+\.\d+\.\d+)"$', source.read_text(), re.M)
+    assert found is not None
+    assert found[1] == jaxrnn.__version__
