@@ -19,68 +19,6 @@ class InputError(ValueError, RuntimeError):
     """An input of the wrong shape: a ValueError to JAX's users, a RuntimeError to PyTorch's."""
 
 
-def constructor(
-    name: str,
-    *,
-    input_size: int,
-    hidden_size: int,
-    num_layers: int = 1,
-    bias: bool = True,
-    batch_first: bool = False,
-    dropout: float = 0.0,
-    bidirectional: bool = False,
-    proj_size: int = 0,
-) -> None:
-    """Refuses constructor arguments as PyTorch's `nn.RNNBase` does, and what it forgets to."""
-    sizes = {
-        "input_size": input_size,
-        "hidden_size": hidden_size,
-        "num_layers": num_layers,
-        "proj_size": proj_size,
-    }
-    flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
-    real = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
-    if not real or not 0 <= dropout <= 1:
-        raise ValueError(
-            "dropout should be a number in range [0, 1] representing the probability of an "
-            f"element being zeroed: `{name}(dropout={dropout!r})`."
-        )
-    for key, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(
-                f"{key} should be of type bool, got: {type(flag).__name__} "
-                f"in `{name}({key}={flag!r})`."
-            )
-    for key, number in sizes.items():
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(
-                f"{key} should be of type int, got: {type(number).__name__} "
-                f"in `{name}({key}={number!r})`."
-            )
-    for key in ("input_size", "hidden_size", "num_layers"):
-        if sizes[key] <= 0:
-            raise ValueError(f"{key} must be greater than zero: `{name}({key}={sizes[key]})`.")
-    if proj_size < 0:
-        raise ValueError(
-            "proj_size should be a positive integer or zero to disable projections: "
-            f"`{name}(proj_size={proj_size})`."
-        )
-    if proj_size >= hidden_size:
-        raise ValueError(
-            "proj_size has to be smaller than hidden_size: "
-            f"`{name}(hidden_size={hidden_size}, proj_size={proj_size})`."
-        )
-
-
-def dtypes(name: str, dtype: Any, param_dtype: Any) -> None:
-    """The dtypes of computation and of parameters: real floating ones."""
-    for key, value in (("dtype", dtype), ("param_dtype", param_dtype)):
-        if value is None and key == "dtype":
-            continue
-        if not jnp.issubdtype(value, jnp.floating):
-            raise TypeError(f"`{name}({key}=...)` needs a floating dtype, got {jnp.dtype(value)}.")
-
-
 def number(name: str, value: Any, *, whole: bool) -> None:
     """An option that is a number, and no bool."""
     kind = numbers.Integral if whole else numbers.Real
@@ -96,12 +34,27 @@ def strategy(name: str, value: Any) -> None:
         )
 
 
-def nonlinearity(name: str, value: Any) -> None:
-    if value not in ("tanh", "relu"):
-        raise ValueError(
-            f"Unknown nonlinearity '{value}'. Select from 'tanh' or 'relu': "
-            f"`{name}(nonlinearity={value!r})`."
+def array(name: str, value: Any) -> Array:
+    """The input of a module as one array."""
+    if type(value).__name__ == "PackedSequence":
+        raise TypeError(
+            f"`{name}` needs a padded array and its lengths, got a PackedSequence: "
+            "`x, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed)`, then pass "
+            "`jnp.asarray(x)` and `lengths=jnp.asarray(lengths)`."
         )
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        if isinstance(value, tuple):
+            said = f"a tuple of {len(value)}: pass lengths as `lengths=` and states as `hx=`"
+        elif isinstance(value, list):
+            said = (
+                "a list that makes none: pad sequences of several lengths with `jaxrnn.data.pad`"
+                " and pass their `lengths=`"
+            )
+        else:
+            said = type(value).__name__
+        raise TypeError(f"`{name}` needs one array as input, got {said}.") from error
 
 
 def sequence(name: str, call: str, x: Array, input_size: int, batch_first: bool) -> None:
@@ -134,6 +87,11 @@ def step_input(name: str, x: Array, input_size: int) -> None:
 
 def dtype(name: str, x: Array, param_dtype: Any) -> None:
     """PyTorch's rule: no conversion unless it is asked for."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({param_dtype}). "
+            f"`{name}` needs floating inputs: `x.astype('{param_dtype}')`."
+        )
     if x.dtype != param_dtype:
         raise InputError(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({param_dtype}). "
@@ -164,7 +122,12 @@ def state_dtypes(
 def states(
     name: str, hx: Any, names: tuple[str, ...], batched: bool, shapes: Sequence[tuple]
 ) -> tuple[Array, ...]:
-    """The initial states of a layer, as arrays (L*D, B, ·), whether batched or not."""
+    """The initial states of a layer, as arrays (L*D, B, ·), or (L*D, ·) unbatched."""
+    if _like_lengths(hx):
+        raise TypeError(
+            f"`{name}` got integers in place of {' and '.join(names)}: pass lengths by name, "
+            "`lengths=`."
+        )
     arrays = _as_states(name, hx, names)
     ndim = 3 if batched else 2
     if any(a.ndim != ndim for a in arrays):
@@ -175,13 +138,12 @@ def states(
         else:
             said = f"For {kind} input, hx and cx should also be {ndim}-D but got ({got}) tensors"
         raise InputError(f"{said}. `{name}` needs {_wanted(names, shapes, batched)}.")
-    if not batched:
-        arrays = tuple(a[:, None] for a in arrays)
     for a, key, shape in zip(arrays, names, shapes, strict=True):
-        if a.shape != shape:
+        size = a.shape if batched else (a.shape[0], 1, a.shape[1])
+        if size != shape:
             index = f"[{names.index(key)}]" if len(names) > 1 else ""
             raise InputError(
-                f"Expected hidden{index} size {shape}, got {list(a.shape)}. "
+                f"Expected hidden{index} size {shape}, got {list(size)}. "
                 f"`{name}` needs {_wanted(names, shapes, batched)}."
             )
     return arrays
@@ -190,7 +152,7 @@ def states(
 def step_states(
     name: str, hx: Any, names: tuple[str, ...], batched: bool, shapes: Sequence[tuple]
 ) -> tuple[Array, ...]:
-    """The states of a cell, as arrays (B, H), whether batched or not."""
+    """The states of a cell, as arrays (B, H), or (H,) unbatched."""
     arrays = _as_states(name, hx, names)
     for index, (a, (batch, hidden)) in enumerate(zip(arrays, shapes, strict=True)):
         what = "hidden" if len(names) == 1 else f"hx[{index}]"
@@ -214,7 +176,7 @@ def step_states(
                 f"hidden{index} has inconsistent hidden_size: got {a.shape[-1]}, expected {hidden}."
                 f" `{name}` needs {_wanted(names, shapes, batched)}."
             )
-    return arrays if batched else tuple(a[None] for a in arrays)
+    return arrays
 
 
 def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None:
@@ -247,7 +209,16 @@ def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None
             )
         if (known == steps).all():
             return None
+        return jnp.asarray(known.astype(np.int32).reshape(batch))
     return jnp.asarray(array).reshape(batch)
+
+
+def _like_lengths(hx: Any) -> bool:
+    """Return whether a state is a row of integers, or a single one."""
+    arrays = [jnp.asarray(a) for a in (hx if isinstance(hx, tuple | list) else [hx])]
+    return bool(arrays) and all(
+        jnp.issubdtype(a.dtype, jnp.integer) and a.ndim <= 1 for a in arrays
+    )
 
 
 def _as_states(name: str, hx: Any, names: tuple[str, ...]) -> tuple[Array, ...]:

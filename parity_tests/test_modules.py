@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+import pydoc
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -114,19 +116,16 @@ def test_precision_reaches_every_product():
 @pytest.mark.parametrize("cls", LAYERS)
 def test_dropout_is_elementwise_scaled_and_between_layers_only(cls):
     p, steps, batch, hidden = 0.3, 40, 16, 50
-    module = cls(4, hidden, num_layers=2, dropout=p, rngs=nnx.Rngs(0, dropout=1))
     seen = []
-    original = module._between
 
-    def spy(y, rngs=None):
-        out = original(y, rngs=rngs)
-        seen.append((y, out))
-        return out
+    def spy(cell, weights, x, carry, mask=None, *, precision=None):
+        ys, last = strategies.Reference()(cell, weights, x, carry, mask, precision=precision)
+        seen.append((np.asarray(x), np.asarray(ys)))
+        return ys, last
 
-    object.__setattr__(module, "_between", spy)
+    module = cls(4, hidden, 2, dropout=p, strategy=spy, rngs=nnx.Rngs(0, dropout=1))
     output, _ = module(jnp.ones((steps, batch, 4), jnp.float32))
-    assert len(seen) == 1
-    before, after = map(np.asarray, seen[0])
+    (_, before), (after, _) = seen
     assert before.shape == (steps, batch, hidden)
     dropped = after == 0
     np.testing.assert_allclose(after[~dropped], before[~dropped] / (1 - p), 1e-6)
@@ -197,6 +196,11 @@ def lstm(**options):
     return jaxrnn.LSTM(3, 6, **options, rngs=rngs())
 
 
+def with_weight(module, name, shape):
+    setattr(module, name, nnx.Param(jnp.zeros(shape, F32)))
+    return module
+
+
 REFUSALS = {
     "input size": (
         lambda: lstm()(jnp.zeros((5, 2, 4), F32)),
@@ -211,12 +215,107 @@ REFUSALS = {
         "`RNN(input_size=3)` needs inputs of shape (B, T, 3) or (T, 3), got (3,).",
     ),
     "input dtype": (
+        lambda: lstm()(jnp.zeros((5, 4, 3), jnp.float64)),
+        ValueError,
+        "RNN input dtype (float64) does not match weight dtype (float32). Convert input: "
+        "input.to(float32), or convert model: model.to(float64). In JAX: `x.astype('float32')`, or "
+        "`LSTM(..., param_dtype='float64')`, or `LSTM(..., dtype=...)`, which converts both to the "
+        "dtype that it names.",
+    ),
+    "integer inputs": (
         lambda: lstm()(jnp.zeros((5, 4, 3), jnp.int32)),
         ValueError,
-        "RNN input dtype (int32) does not match weight dtype (float32). Convert input: "
-        "input.to(float32), or convert model: model.to(int32). In JAX: `x.astype('float32')`, or "
-        "`LSTM(..., param_dtype='int32')`, or `LSTM(..., dtype=...)`, which converts both to the "
-        "dtype that it names.",
+        "RNN input dtype (int32) does not match weight dtype (float32). `LSTM` needs floating "
+        "inputs: `x.astype('float32')`.",
+    ),
+    "boolean inputs of a cell": (
+        lambda: jaxrnn.GRUCell(3, 6, rngs=rngs())(np.ones((4, 3), bool)),
+        ValueError,
+        "RNN input dtype (bool) does not match weight dtype (float32). `GRUCell` needs floating "
+        "inputs: `x.astype('float32')`.",
+    ),
+    "complex inputs without dtype": (
+        lambda: lstm()(jnp.zeros((5, 4, 3), complex)),
+        ValueError,
+        "RNN input dtype (complex128) does not match weight dtype (float32). `LSTM` needs "
+        "floating inputs: `x.astype('float32')`.",
+    ),
+    "a packed sequence": (
+        lambda: lstm()(torch.nn.utils.rnn.pack_sequence([torch.ones(3, 3), torch.ones(2, 3)])),
+        TypeError,
+        "`LSTM(input_size=3)` needs a padded array and its lengths, got a PackedSequence: "
+        "`x, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed)`, then pass "
+        "`jnp.asarray(x)` and `lengths=jnp.asarray(lengths)`.",
+    ),
+    "inputs and lengths as a pair": (
+        lambda: lstm()((X, np.array([5, 1, 2, 3]))),
+        TypeError,
+        "`LSTM(input_size=3)` needs one array as input, got a tuple of 2: pass lengths as "
+        "`lengths=` and states as `hx=`.",
+    ),
+    "a list of sequences": (
+        lambda: lstm()([np.ones((5, 3), np.float32), np.ones((2, 3), np.float32)]),
+        TypeError,
+        "`LSTM(input_size=3)` needs one array as input, got a list that makes none: pad sequences "
+        "of several lengths with `jaxrnn.data.pad` and pass their `lengths=`.",
+    ),
+    "no input": (
+        lambda: lstm()(None),
+        TypeError,
+        "`LSTM(input_size=3)` needs one array as input, got NoneType.",
+    ),
+    "lengths by position": (
+        lambda: lstm()(X, jnp.array([5, 1, 2, 3])),
+        TypeError,
+        "`LSTM(input_size=3)` got integers in place of h_0 and c_0: pass lengths by name, "
+        "`lengths=`.",
+    ),
+    "lengths by position, two of them": (
+        lambda: lstm()(X[:, :2], [5, 1]),
+        TypeError,
+        "`LSTM(input_size=3)` got integers in place of h_0 and c_0: pass lengths by name, "
+        "`lengths=`.",
+    ),
+    "lengths by position of a GRU": (
+        lambda: jaxrnn.GRU(3, 6, rngs=rngs())(X, [5, 1, 2, 3]),
+        TypeError,
+        "`GRU(input_size=3)` got integers in place of h_0: pass lengths by name, `lengths=`.",
+    ),
+    "lengths as the third argument": (
+        lambda: lstm()(X, None, [5, 1, 2, 3]),
+        TypeError,
+        "`LSTM` takes its input and `hx`, and all else by name: too many positional arguments.",
+    ),
+    "a seed for rngs": (
+        lambda: jaxrnn.GRU(3, 6, rngs=0),
+        TypeError,
+        "`GRU(rngs=...)` needs an `nnx.Rngs`, such as `rngs=nnx.Rngs(0)`, got 0.",
+    ),
+    "a seed for a cell's rngs": (
+        lambda: jaxrnn.LSTMCell(3, 6, rngs=0),
+        TypeError,
+        "`LSTMCell(rngs=...)` needs an `nnx.Rngs`, such as `rngs=nnx.Rngs(0)`, got 0.",
+    ),
+    "a seed for dropout": (
+        lambda: lstm(num_layers=2, dropout=0.5)(X, rngs=0),
+        TypeError,
+        "`LSTM(input_size=3)` with dropout needs `rngs` of an `nnx.Rngs`, a stream or a key, "
+        "got 0.",
+    ),
+    "a weight of another shape": (
+        lambda: with_weight(lstm(), "weight_hh_l0", (6, 24))(X),
+        ValueError,
+        "`LSTM(input_size=3)` needs weight_hh_l0 of shape (24, 6), got (6, 24).",
+    ),
+    "a bias of another shape": (
+        lambda: with_weight(lstm(bidirectional=True), "bias_ih_l0_reverse", (1,))(X),
+        ValueError,
+        "`LSTM(input_size=3)` needs bias_ih_l0_reverse of shape (24,), got (1,).",
+    ),
+    "a cell's weight of another shape": (
+        lambda: with_weight(jaxrnn.GRUCell(3, 6, rngs=rngs()), "weight_ih", (18, 4))(X[0]),
+        ValueError,
+        "`GRUCell(input_size=3)` needs weight_ih of shape (18, 3), got (18, 4).",
     ),
     "no pair of states": (
         lambda: lstm()(X, jnp.zeros((1, 4, 6), F32)),
@@ -388,11 +487,100 @@ def test_wrong_shapes_are_both_kinds_of_error():
             lstm()(jnp.zeros((5, 2, 4), F32))
 
 
-@pytest.mark.parametrize("cls", LAYERS)
-def test_the_dropout_warning_points_to_the_line_that_makes_the_module(cls):
+class Subclass(jaxrnn.GRU):
+    """A user's own, with another constructor around ours."""
+
+    def __init__(self, units, *, dropout=0.0, rngs):
+        super().__init__(3, units, dropout=dropout, rngs=rngs)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(partial(cls, 3) for cls in LAYERS),
+        Subclass,
+    ],
+    ids=["RNN", "GRU", "LSTM", "a subclass"],
+)
+def test_the_dropout_warning_points_to_the_line_that_makes_the_module(make):
     with pytest.warns(UserWarning, match="num_layers greater than 1") as caught:
-        cls(3, 5, dropout=np.float32(0.5), rngs=rngs())
+        make(5, dropout=np.float32(0.5), rngs=rngs())
     assert caught[0].filename == __file__
+
+
+def test_the_advice_for_a_packed_sequence_works():
+    rows = [torch.ones(3, 3), torch.ones(2, 3)]
+    packed = torch.nn.utils.rnn.pack_sequence(rows)
+    x, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed)
+    output, _ = lstm()(jnp.asarray(x), lengths=jnp.asarray(lengths))
+    assert output.shape == (3, 2, 6)
+    assert (output[2, 1] == 0).all()
+    assert (output[2, 0] != 0).any()
+
+
+@pytest.mark.parametrize("kind", [bool, np.int32, complex])
+def test_the_advice_for_other_dtypes_works(kind):
+    x = np.ones((5, 4, 3), kind).real.astype("float32")
+    assert lstm()(x)[0].dtype == F32
+
+
+@pytest.mark.parametrize("cls", [*LAYERS, *CELLS, Subclass])
+def test_signatures_show_the_arguments(cls):
+    shown = str(inspect.signature(cls))
+    first = "units" if cls is Subclass else "input_size: int, hidden_size: int"
+    assert shown.startswith(f"({first}")
+    assert "rngs" in shown
+    assert "nonlinearity" in shown or cls not in (jaxrnn.RNN, jaxrnn.RNNCell)
+    text = pydoc.render_doc(cls, renderer=pydoc.plaintext)
+    unwrapped = re.sub(r"[\s|]", "", text)
+    assert f"class{cls.__name__}(" in unwrapped
+    assert f"|{cls.__name__}({first}".replace(" ", "")[1:] in unwrapped.split("Methodsdefined")[0]
+    of_a_call = inspect.signature(
+        cls(5, rngs=rngs()) if cls is Subclass else cls(3, 5, rngs=rngs())
+    )
+    assert list(of_a_call.parameters)[:2] == ["input", "hx"]
+
+
+@pytest.mark.parametrize("cls", LAYERS + CELLS)
+def test_a_forgotten_argument_names_the_class(cls):
+    with pytest.raises(TypeError, match=rf"^{cls.__name__}\.__init__\(\) missing .* 'hidden_size'"):
+        cls(3, rngs=rngs())
+    with pytest.raises(TypeError, match=rf"^`{cls.__name__}` takes .* missing .* 'input'"):
+        cls(3, 5, rngs=rngs())()
+
+
+def test_a_table_of_a_layer_with_dropout():
+    """Flax's table calls every submodule with positional arguments alone for this column."""
+    module = jaxrnn.LSTM(3, 5, 2, dropout=0.5, rngs=rngs())
+    x = jnp.ones((5, 4, 3), F32)
+    assert "vjp_flops" in nnx.tabulate(module, x, compute_flops=True, compute_vjp_flops=True)
+    assert module(x)[0].shape == (5, 4, 5)
+
+
+def test_dropouts_masks_are_those_of_flax():
+    module = jaxrnn.GRU(3, 5, 2, dropout=0.3, rngs=rngs())
+    lower, upper = (jaxrnn.GRU(i, 5, rngs=rngs()) for i in (3, 5))
+    state = jaxrnn.state_dict(module)
+    for part, layer in ((lower, "l0"), (upper, "l1")):
+        mine = {k.replace(layer, "l0"): v for k, v in state.items() if k.endswith(layer)}
+        jaxrnn.load_state_dict(part, mine)
+    x = jax.random.normal(jax.random.key(0), (5, 4, 3), F32)
+    key = jax.random.key(7)
+    between = nnx.Dropout(0.3)(lower(x)[0], rngs=key)
+    np.testing.assert_allclose(module(x, rngs=key)[0], upper(between)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_key_is_split_among_the_gaps():
+    seen = []
+
+    def spy(cell, weights, x, carry, mask=None, *, precision=None):
+        seen.append(np.asarray(x) == 0)
+        return strategies.Reference()(cell, weights, x, carry, mask, precision=precision)
+
+    module = jaxrnn.GRU(8, 8, 3, dropout=0.5, strategy=spy, rngs=rngs())
+    module(jnp.ones((5, 4, 8), F32), rngs=jax.random.key(0))
+    assert seen[1].any()
+    assert (seen[1] != seen[2]).any()
 
 
 def test_no_rows_at_all():

@@ -290,6 +290,38 @@ def test_outside_jit_a_second_call_compiles_nothing_either(compilations):
         assert compilations() == before
 
 
+@pytest.mark.parametrize("strategy", [None, strategies.Scan()])
+def test_outside_jit_a_new_length_of_sequence_compiles_one_program(strategy, compilations):
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.5}
+    layer = jaxrnn.LSTM(I, 13, strategy=strategy, dtype="bfloat16", **options, rngs=nnx.Rngs(0))
+    cell = jaxrnn.GRUCell(I, 13, rngs=nnx.Rngs(0))
+    xs = [jnp.asarray(np.zeros((4, T, I), np.float32)) for T in (5, 6, 7)]
+    for count, (module, kwargs) in enumerate(
+        [(layer, {}), (layer, {"lengths": [1, 2, 0, 3]}), (cell, {})]
+    ):
+        arrays = xs if count < 2 else [x[0] for x in xs]
+        jax.block_until_ready(module(arrays[0], **kwargs))
+        for x in arrays[1:]:
+            before = compilations()
+            jax.block_until_ready(module(x, **kwargs))
+            assert compilations() == before + 1
+
+
+def test_a_function_as_a_strategy_is_called_every_time():
+    """It may close over what changes: here a scale, as a training step would change it."""
+    scale = nnx.Param(jnp.ones(()))
+
+    def scaled(cell, weights, x, carry, mask=None, *, precision=None):
+        return strategies.Scan()(cell, weights, scale[...] * x, carry, mask, precision=precision)
+
+    module, (x, _) = jaxrnn.GRU(I, H, strategy=scaled, rngs=nnx.Rngs(0), **F64), inputs()
+    first, _ = module(x)
+    scale[...] = jnp.asarray(2.0)
+    twin = jaxrnn.GRU(I, H, rngs=nnx.Rngs(0), **F64)
+    assert_trees_close(first, twin(x)[0])
+    assert_trees_close(module(x)[0], twin(2 * x)[0])
+
+
 def test_compilation_is_shared_by_equal_modules():
     x, _ = inputs()
     step = jax.jit(lambda m, x: loss(m, x))

@@ -1,166 +1,19 @@
-"""`RNN`, `GRU` and `LSTM`: whole sequences, stacked layers, both directions."""
-
-import warnings
-from typing import Any, Generic
+"""`RNN`, `GRU` and `LSTM`: PyTorch's arguments and equations."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxrnn import cells, checks, layers
+from jaxrnn import cells
 from jaxrnn.cells import Cell
-from jaxrnn.modules.base import Module, State, as_state, carry_dtype, rnn_cell
+from jaxrnn.modules import arguments
+from jaxrnn.modules.base import rnn_cell
+from jaxrnn.modules.stacked import Layers
 from jaxrnn.strategies import Strategy
 
 
-class _Layers(Module, Generic[State]):
-    """The common part of RNN, LSTM and GRU."""
-
-    _cell: Cell
-    _states: tuple[str, ...] = ("h_0",)
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        precision: lax.PrecisionLike = None,
-        strategy: Strategy | None = None,
-        rngs: nnx.Rngs,
-    ):
-        name = type(self).__name__
-        if proj_size and self._cell is not cells.lstm:
-            raise ValueError(
-                "proj_size argument is only supported for LSTM, not RNN or GRU: "
-                f"`{name}(proj_size={proj_size!r})`."
-            )
-        checks.dtypes(name, dtype, param_dtype)
-        checks.strategy(f"{name}(strategy=...)", strategy)
-        checks.constructor(
-            name,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            proj_size=proj_size,
-        )
-        if dropout > 0 and num_layers == 1:
-            warnings.warn(
-                "dropout option adds dropout after all but last recurrent layer, so non-zero "
-                f"dropout expects num_layers greater than 1, but got dropout={dropout} and "
-                f"num_layers={num_layers}",
-                # Past Flax's constructors, and past RNN's own, to the line that makes the module.
-                stacklevel=5 + (type(self).__init__ is not _Layers.__init__),
-            )
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bias = bias
-        self.batch_first = batch_first
-        self.dropout = float(dropout)
-        self.bidirectional = bidirectional
-        self.proj_size = proj_size
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        self.precision = precision
-        self.strategy = strategy
-        for layer in range(num_layers):
-            inputs = input_size if layer == 0 else self._outputs * self._directions
-            for direction in range(self._directions):
-                self._create_weights(_suffix(layer, direction), inputs, rngs)
-        if dropout > 0 and num_layers > 1:
-            self._between = nnx.Dropout(self.dropout, rngs=rngs)
-
-    @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    @property
-    def _outputs(self) -> int:
-        return self.proj_size or self.hidden_size
-
-    def __call__(
-        self, input: Any, hx: Any = None, *, lengths: Any = None, rngs: Any = None
-    ) -> tuple[Array, State]:
-        """Runs over a sequence.
-
-        Args:
-            input: (T, B, I), or (B, T, I) with `batch_first`, or (T, I) unbatched.
-            hx: initial state h_0, (L*D, B, P), or for the LSTM the pair of it and c_0,
-                (L*D, B, H); unbatched without B. None for zeros.
-            lengths: steps in each row, integers (B,) in [0, T], or () unbatched; None for T.
-            rngs: in place of the constructor's for dropout: `nnx.Rngs`, a stream or a key.
-
-        Returns:
-            output: (T, B, D*P) in the input's layout, exactly 0 past each length.
-            h_n, or (h_n, c_n): each row's state after its last step, shaped as `hx`.
-        """
-        name = type(self).__name__
-        x = jnp.asarray(input)
-        checks.sequence(name, self._call, x, self.input_size, self.batch_first)
-        x, dtype = self._cast(x, self.weight_ih_l0)
-        batched = x.ndim == 3
-        if not batched:
-            x = x[:, None]
-        elif self.batch_first:
-            x = x.swapaxes(0, 1)
-        steps, batch, _ = x.shape
-
-        sizes = (self._outputs, self.hidden_size)[: len(self._states)]
-        shapes = [(self.num_layers * self._directions, batch, size) for size in sizes]
-        wide = carry_dtype(dtype)
-        if hx is None:
-            carry = tuple(jnp.zeros(shape, wide) for shape in shapes)
-        else:
-            arrays = checks.states(self._call, hx, self._states, batched, shapes)
-            carry = self._cast_states(self._call, arrays, self._states, dtype)
-        if lengths is not None:
-            lengths = checks.lengths(lengths, batch, steps, batched)
-
-        weights = [
-            [self._weights(_suffix(layer, d), dtype) for d in range(self._directions)]
-            for layer in range(self.num_layers)
-        ]
-        between = getattr(self, "_between", None)
-        ys, last = layers.stack(
-            self._cell,
-            weights,
-            x,
-            carry,
-            lengths,
-            strategy=self.strategy,
-            precision=self.precision,
-            between=None if between is None else lambda y: between(y, rngs=rngs),
-        )
-        ys = ys.astype(dtype)
-        if not batched:
-            ys, last = ys[:, 0], tuple(s[:, 0] for s in last)
-        elif self.batch_first:
-            ys = ys.swapaxes(0, 1)
-        return ys, as_state(last)
-
-    @property
-    def _call(self) -> str:
-        return f"{type(self).__name__}(input_size={self.input_size})"
-
-
-def _suffix(layer: int, direction: int) -> str:
-    return f"_l{layer}" + ("_reverse" if direction else "")
-
-
-class RNN(_Layers[Array]):
+class RNN(Layers[Array]):
     """`torch.nn.RNN`: h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), or relu in tanh's place.
 
     Args:
@@ -200,6 +53,9 @@ class RNN(_Layers[Array]):
         >>> output.shape, h_n.shape                    # (T, B, D*H), (D*L, B, H)
         ((7, 4, 10), (4, 4, 5))
 
+    In `nnx.Sequential`, which unpacks the pair that a layer returns, the output goes on alone by a
+    function between: `nnx.Sequential(rnn, lambda output, h_n: output, head)`.
+
     Source: Elman, "Finding Structure in Time", 1990; `torch.nn.RNN`.
     """
 
@@ -221,7 +77,8 @@ class RNN(_Layers[Array]):
         strategy: Strategy | None = None,
         rngs: nnx.Rngs,
     ):
-        checks.nonlinearity("RNN", nonlinearity)
+        arguments.nonlinearity(type(self).__name__, nonlinearity)
+        arguments.no_projection(type(self).__name__, proj_size)
         self.nonlinearity = nonlinearity
         super().__init__(
             input_size,
@@ -244,7 +101,7 @@ class RNN(_Layers[Array]):
         return rnn_cell(self.nonlinearity)
 
 
-class GRU(_Layers[Array]):
+class GRU(Layers[Array]):
     """`torch.nn.GRU`, with the reset gate on the product, r (W_hn h + b_hn).
 
     r = σ(W_ir x + b_ir + W_hr h + b_hr)
@@ -269,8 +126,42 @@ class GRU(_Layers[Array]):
 
     _cell = cells.gru
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        strategy: Strategy | None = None,
+        rngs: nnx.Rngs,
+    ):
+        arguments.no_projection(type(self).__name__, proj_size)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            strategy=strategy,
+            rngs=rngs,
+        )
 
-class LSTM(_Layers[tuple[Array, Array]]):
+
+class LSTM(Layers[tuple[Array, Array]]):
     """`torch.nn.LSTM`, with projections.
 
     i = σ(W_ii x + b_ii + W_hi h + b_hi)
@@ -301,3 +192,36 @@ class LSTM(_Layers[tuple[Array, Array]]):
 
     _cell = cells.lstm
     _states = ("h_0", "c_0")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        strategy: Strategy | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            strategy=strategy,
+            rngs=rngs,
+        )

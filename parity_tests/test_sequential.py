@@ -1,0 +1,90 @@
+"""Recurrent layers in `nnx.Sequential`, which unpacks what a layer returns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxrnn
+
+KINDS = [jaxrnn.RNN, jaxrnn.GRU, jaxrnn.LSTM]
+X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3, 4)), jnp.float32)
+
+
+def rngs(seed=0):
+    return nnx.Rngs(seed)
+
+
+def refused(call):
+    with pytest.raises(TypeError, match=r"got both results of one call, .* `hx=h`\.$"):
+        call()
+
+
+@pytest.mark.parametrize("first", KINDS)
+@pytest.mark.parametrize("second", KINDS)
+def test_a_layer_after_a_layer_is_refused(first, second):
+    refused(lambda: nnx.Sequential(first(4, 4, rngs=rngs()), second(4, 4, rngs=rngs(1)))(X))
+
+
+@pytest.mark.parametrize("cls", [jaxrnn.GRU, jaxrnn.LSTM])
+def test_it_is_refused_in_every_form(cls):
+    one = cls(4, 4, rngs=rngs())
+    both = [cls(i, 4, bidirectional=True, batch_first=True, rngs=rngs()) for i in (4, 8)]
+    low = [cls(4, 4, dtype=jnp.bfloat16, rngs=rngs(seed)) for seed in (0, 1)]
+    refused(lambda: nnx.Sequential(one, one)(X))
+    refused(lambda: nnx.Sequential(*both)(X))
+    refused(lambda: nnx.Sequential(*low)(X))
+    refused(lambda: nnx.Sequential(one, one)(X[:, 0]))
+    refused(lambda: nnx.Sequential(nnx.Sequential(one), one)(X))
+    refused(lambda: nnx.jit(nnx.Sequential(one, one))(X))
+    refused(lambda: jax.jit(lambda m, x: m(x))(nnx.Sequential(one, one), X))
+    refused(lambda: nnx.grad(lambda m: m(X)[0].sum())(nnx.Sequential(one, one)))
+    refused(lambda: jax.vmap(nnx.Sequential(one, one))(X[None]))
+
+
+def test_the_pair_of_an_lstm_cell_is_no_input_and_state():
+    first = jaxrnn.LSTMCell(4, 4, rngs=rngs())
+    for second in (jaxrnn.RNNCell, jaxrnn.GRUCell, jaxrnn.LSTMCell, jaxrnn.GRU):
+        refused(lambda: nnx.Sequential(first, second(4, 4, rngs=rngs(1)))(X[0, :1]))  # noqa: B023
+    layer, cell = jaxrnn.GRU(4, 4, rngs=rngs()), jaxrnn.GRUCell(4, 4, rngs=rngs(1))
+    refused(lambda: nnx.Sequential(layer, cell)(X[:1, 0]))
+
+
+@pytest.mark.parametrize("cls", KINDS)
+def test_the_output_alone_is_stacking_by_hand(cls):
+    a, b = cls(4, 5, rngs=rngs()), cls(5, 4, rngs=rngs(1))
+    head = nnx.Linear(4, 2, rngs=rngs(2))
+    model = nnx.Sequential(a, lambda y, h: y, b, lambda y, h: y, head)
+    wanted = head(b(a(X)[0])[0])
+    np.testing.assert_array_equal(model(X), wanted)
+    np.testing.assert_allclose(nnx.jit(model)(X), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_cells_that_return_one_state_stack():
+    a, b = jaxrnn.GRUCell(4, 5, rngs=rngs()), jaxrnn.RNNCell(5, 6, rngs=rngs(1))
+    np.testing.assert_array_equal(nnx.Sequential(a, b)(X[0]), b(a(X[0])))
+
+
+@pytest.mark.parametrize("cls", KINDS)
+def test_states_are_still_passed_on_by_position(cls):
+    a, b = cls(4, 4, rngs=rngs()), cls(4, 4, rngs=rngs(1))
+    y, h = a(X)
+    first, between = a(X[:2])
+    second, _ = a(X[2:], between)
+    np.testing.assert_allclose(jnp.concatenate([first, second]), y, rtol=1e-6, atol=1e-7)
+    assert (b(X, h)[0] != b(X)[0]).any()  # a decoder that starts from the encoder's state
+    assert (b(y, a(X)[1])[0] == b(y, hx=h)[0]).all()  # equal, but of another call
+    assert (b(y, hx=h)[0] != b(y)[0]).any()
+
+
+def test_memory_of_pairs_ends_with_the_output():
+    from jaxrnn.modules import pairs
+
+    layer = jaxrnn.GRU(4, 4, rngs=rngs())
+    before = len(pairs._returned)
+    y, h = layer(X)
+    assert len(pairs._returned) == before + 1
+    del y
+    assert len(pairs._returned) == before
+    assert h.shape == (1, 3, 4)
