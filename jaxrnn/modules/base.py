@@ -112,7 +112,7 @@ def cast_weights(weights: Weights, dtype: DTypeLike) -> Weights:
     """The products' operands in `dtype`; biases join the sums as they are."""
     return weights._replace(
         ih=weights.ih.astype(dtype),
-        hh=weights.hh.astype(dtype),
+        hh=None if weights.hh is None else weights.hh.astype(dtype),
         hr=None if weights.hr is None else weights.hr.astype(dtype),
     )
 
