@@ -10,6 +10,8 @@ from flax import nnx
 from jaxrnn.interchange import load_state_dict, state_dict
 from jaxrnn.testing import assert_parity
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+
 RNG = np.random.default_rng(0)
 PARAM = {"scale_init": lambda key, shape: nnx.Param(jnp.ones(shape)), "epsilon": 0.0}
 
@@ -18,12 +20,32 @@ def channels_last(module, x):
     return jnp.moveaxis(module(jnp.moveaxis(x, 1, -1)), -1, 1)
 
 
+def attend(module, *inputs):
+    return module(*inputs)[0]
+
+
 def conv_transpose(options, **ours):
     def make(rngs):
         theirs = torch.nn.ConvTranspose2d(3, 2, (3, 2), **options)
         return theirs, nnx.ConvTranspose(3, 2, (3, 2), rngs=rngs, **ours)
 
     return make, [(2, 3, 4, 5)], {"jax_call": channels_last}
+
+
+def exact_attention(query, key, value, **options):
+    """In the inputs' dtype, where Flax's own function sums in float32."""
+    logits = jnp.einsum("...qhd,...khd->...hqk", query, key) / query.shape[-1] ** 0.5
+    return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(logits), value)
+
+
+def attention(theirs, ours, inputs=((2, 5, 6),) * 3):
+    ours = {"attention_fn": exact_attention} | ours
+
+    def make(rngs):
+        module = nnx.MultiHeadAttention(2, 6, decode=False, rngs=rngs, **ours)
+        return torch.nn.MultiheadAttention(6, 2, batch_first=True, **theirs), module
+
+    return make, list(inputs), {"torch_call": attend}
 
 
 def weight_norm(norm, theirs, ours, shape, **options):
@@ -37,7 +59,7 @@ def weight_norm(norm, theirs, ours, shape, **options):
     return make, [shape], {"jax_call": call}
 
 
-new = torch.nn.utils.parametrizations.weight_norm
+old, new = torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm
 LINEAR = (lambda: torch.nn.Linear(4, 3), lambda r: nnx.Linear(4, 3, rngs=r), (5, 4))
 CONV = (
     lambda: torch.nn.Conv1d(4, 2, 3, groups=2),
@@ -59,6 +81,11 @@ TWINS = {
         padding="VALID",
         use_bias=False,
     ),
+    "MultiHeadAttention": attention({}, {}),
+    "MultiHeadAttention, other keys": attention(
+        {"kdim": 4, "vdim": 4}, {"in_kv_features": 4}, ((2, 5, 6), (2, 3, 4), (2, 3, 4))
+    ),
+    "MultiHeadAttention, no bias": attention({"bias": False}, {"use_bias": False}),
     "Einsum": (
         lambda r: (torch.nn.Linear(4, 3), nnx.Einsum("...a,ab->...b", (4, 3), (3,), rngs=r)),
         [(2, 5, 4)],
@@ -107,11 +134,35 @@ def test_twins_agree(name):
         torch.testing.assert_close(value, given[key], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("layer", [LINEAR, CONV], ids=["Linear", "Conv"])
+def test_weight_norm_of_the_older_style(layer):
+    """The same names, and outputs from weights that went there and back."""
+    theirs, ours = old(layer[0]()), nnx.WeightNorm(layer[1](nnx.Rngs(0)), rngs=nnx.Rngs(1))
+    given = {k: torch.randn(v.shape) for k, v in theirs.state_dict().items()}
+    assert load_state_dict(ours, given) == ([], [])
+    back = state_dict(ours)
+    assert {k: v.shape for k, v in back.items()} == {k: tuple(v.shape) for k, v in given.items()}
+    theirs.load_state_dict({k: torch.from_numpy(v) for k, v in back.items()}, strict=True)
+    x = RNG.normal(size=layer[2]).astype(np.float32)
+    expected = theirs(torch.from_numpy(x)).detach().numpy()
+    with jax.numpy_rank_promotion("allow"):
+        found = ours(jnp.asarray(x)) if x.ndim == 2 else channels_last(ours, jnp.asarray(x))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_constant_scales_of_weight_norm_are_exported_and_have_no_gradient():
     ours = nnx.Dict(x=nnx.WeightNorm(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1)))
     assert set(state_dict(ours)) == {"x.weight_g", "x.weight_v", "x.bias"}
     grads = nnx.grad(lambda m: m.x.layer_instance.kernel[...].sum())(ours)
     assert set(state_dict(grads, like=ours)) == {"x.weight_v", "x.bias"}
+
+
+def test_attention_as_flax_computes_it():
+    theirs = torch.nn.MultiheadAttention(6, 2, batch_first=True)
+    ours = nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0))
+    inputs = [RNG.normal(size=(2, 5, 6))] * 3
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert_parity(theirs, ours, *inputs, dtype="float32", torch_call=attend)
 
 
 def test_shared_attention_and_parts_of_a_gradient():
@@ -180,11 +231,12 @@ def test_settings_without_an_equivalent_are_refused(make, words):
 @pytest.mark.parametrize(
     ("norm", "words"),
     [
+        (old, r"`0\.weight` is held in parts by PyTorch's weight_norm\. Wrap the layer in `nnx\.W"),
         (new, r"`0\.weight` is held in parts by PyTorch's weight_norm\. Wrap the layer in `nnx\.W"),
         (torch.nn.utils.spectral_norm, r"by PyTorch's spectral_norm\. Fold .*remove_spectral_norm"),
         (torch.nn.utils.parametrizations.spectral_norm, r"by PyTorch's spectral_norm\. Fold"),
     ],
-    ids=["new weight", "old spectral", "new spectral"],
+    ids=["old weight", "new weight", "old spectral", "new spectral"],
 )
 def test_normed_weights_for_a_plain_layer_are_recognised(norm, words):
     theirs = torch.nn.Sequential(norm(torch.nn.Linear(3, 2)))

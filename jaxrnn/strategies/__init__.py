@@ -23,6 +23,14 @@ Strategies are frozen dataclasses that carry their own options. A named one runs
     Native      a C++ kernel for the whole sequence, on a CPU
     Checkpoint  another strategy in chunks of time, in little memory
     Shooting    any of them on chunks of the sequence side by side: for long ones and few rows
+
+Outside of JAX: every strategy goes through `jax.export`; `Exported.serialize()` needs flatbuffers
+(`pip install 'jaxrnn[export]'`). For ONNX, build the layer with `strategy=Reference()`, the one
+that consists of JAX's own primitives (with the others, `jax2onnx` reports "No plugins
+registered"), and install `jax2onnx` by `pip install 'jaxrnn[onnx]'`:
+
+    layer = jaxrnn.LSTM(3, 5, bidirectional=True, strategy=strategies.Reference(), rngs=rngs)
+    model = jax2onnx.to_onnx(lambda x: layer(x)[0], [(7, "B", 3)])  # any batch size
 """
 
 from jaxrnn.strategies.base import Capabilities, Strategy
