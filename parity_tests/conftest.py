@@ -5,6 +5,8 @@ Shapes in annotations are checked at every call while testing, by jaxtyping and 
 """
 
 import os
+import sys
+import types
 
 # Two workers on two cores: more threads than one each only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +17,78 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without",
+        default="",
+        metavar="PACKAGES",
+        help="skip the tests that need these packages, separated by commas",
+    )
+
+
+def _absent(config: pytest.Config) -> set[str]:
+    return set(filter(None, config.getoption("--without").split(",")))
+
+
+class _Absent(types.ModuleType):
+    """A package named by `--without`: any use of it is a failed import."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ModuleNotFoundError(f"No module named {self.__name__!r}", name=self.__name__)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Modules that import the package for some of their tests can be collected for the others.
+    for package in _absent(config):
+        sys.modules[package] = _Absent(package)
+
+
+def _skip_without(
+    report: pytest.CollectReport | pytest.TestReport,
+    error: object,
+    node: pytest.Item | pytest.Collector,
+):
+    """Report a failed import of a package named by `--without` as a skip."""
+    while isinstance(error, BaseException):
+        if isinstance(error, ImportError) and error.name:
+            package = error.name.partition(".")[0]
+            if package in _absent(node.config):
+                report.outcome = "skipped"
+                report.longrepr = (str(node.path), 1, f"Skipped: needs {package}")
+        error = error.__cause__ or error.__context__
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    report = yield
+    call = getattr(report, "call", None)
+    if report.failed and call is not None and call.excinfo is not None:
+        _skip_without(report, call.excinfo.value, collector)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    if report.failed and call.excinfo is not None:
+        _skip_without(report, call.excinfo.value, item)
+    return report
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for package in sorted(_absent(item.config).intersection(mark.args)):
+            pytest.skip(f"needs {package}")
+
+
+@pytest.fixture
+def absent(request: pytest.FixtureRequest) -> set[str]:
+    """The packages named by `--without`."""
+    return _absent(request.config)
 
 
 @pytest.fixture(autouse=True, scope="module")

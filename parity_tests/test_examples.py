@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+pytestmark = pytest.mark.needs("torch")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ["variable_lengths", "port_from_torch"]
 

@@ -160,6 +160,21 @@ def test_what_it_does_not_run_it_refuses_in_a_sentence():
         strategies.Native("sse1")
 
 
+@pytest.mark.parametrize(
+    ("steps", "served"), [(2**31 - 1, True), (2**31, False), (2**32 - 1, False)]
+)
+def test_steps_are_numbered_in_31_bits(steps, served):
+    """`jax.eval_shape` allocates nothing."""
+    weights, x, carry = arguments(cells.lstm, (1, 1, 1, 1), jnp.float32)
+    long = jax.ShapeDtypeStruct((steps, 1, 1), x.dtype)
+    run = partial(jax.eval_shape, partial(strategies.Native(), cells.lstm), weights, long, carry)
+    if served:
+        assert run()[0].shape == (steps, 1, 1)
+    else:
+        with pytest.raises(jaxrnn.InputError, match=r"T \* B below 2\*\*31"):
+            run()
+
+
 def test_without_the_library_native_says_how_to_get_it_and_scan_is_the_default(monkeypatch):
     monkeypatch.setattr(native, "load", lambda: ())
     arguments_ = cells.gru, *arguments(cells.gru, (2, 2, 3, 4), jnp.float32)

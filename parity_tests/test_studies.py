@@ -13,6 +13,8 @@ import pytest
 
 import jaxrnn
 
+pytestmark = pytest.mark.needs("torch")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ["train_classifier", "compare_cells"]
 
