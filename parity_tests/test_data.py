@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from jaxrnn import data
 
+pytestmark = pytest.mark.core
+
 LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=30)
 SEEDS = st.none() | st.integers(0, 99)
 

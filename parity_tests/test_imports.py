@@ -12,6 +12,8 @@ import pytest
 
 import jaxrnn
 
+pytestmark = pytest.mark.core
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxrnn"
 

@@ -17,6 +17,8 @@ import jaxrnn
 from jaxrnn import interchange
 from jaxrnn.interchange import load_state_dict, state_dict
 
+pytestmark = pytest.mark.core
+
 
 class TorchNet(torch.nn.Module):
     """Every layer that has a rule; linear ones are square, so no shape tells a transposition."""

@@ -87,6 +87,7 @@ def test_odd_sizes_are_scans_in_float32(cell, shape):
     compare(None, cell, shape, jnp.float32, 3e-5)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("build", BUILDS[1:])
 @every_cell
 def test_every_instruction_set(cell, build):
@@ -126,6 +127,7 @@ def test_its_functions_are_right_to_the_last_places(build, dtype):
         assert (np.abs(values - exact) <= 4 * np.spacing(np.abs(exact.astype(dtype)))).all()
 
 
+@pytest.mark.core
 @every_build
 def test_its_functions_at_the_ends_of_the_line(build):
     x = jnp.asarray([0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 500.0, -500.0], jnp.float32)
@@ -145,6 +147,7 @@ def test_nan_and_infinity_go_where_scan_lets_them_go(cell):
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.core
 def test_what_it_does_not_run_it_refuses_in_a_sentence():
     run = strategies.Native()
     weights, x, carry = arguments(cells.lstm, (2, 2, 3, 4), jnp.float32)
@@ -160,6 +163,7 @@ def test_what_it_does_not_run_it_refuses_in_a_sentence():
         strategies.Native("sse1")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("steps", "served"), [(2**31 - 1, True), (2**31, False), (2**32 - 1, False)]
 )
@@ -175,6 +179,7 @@ def test_steps_are_numbered_in_31_bits(steps, served):
             run()
 
 
+@pytest.mark.core
 def test_without_the_library_native_says_how_to_get_it_and_scan_is_the_default(monkeypatch):
     monkeypatch.setattr(native, "load", lambda: ())
     arguments_ = cells.gru, *arguments(cells.gru, (2, 2, 3, 4), jnp.float32)
@@ -183,6 +188,7 @@ def test_without_the_library_native_says_how_to_get_it_and_scan_is_the_default(m
     assert strategies.default(*arguments_) == strategies.Scan()
 
 
+@pytest.mark.core
 def test_it_is_the_default_where_it_runs():
     for dtype, wanted in [("float32", "Native"), ("float64", "Native"), ("bfloat16", "Scan")]:
         args = arguments(cells.gru, (2, 2, 3, 4), jnp.dtype(dtype))
