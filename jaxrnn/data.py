@@ -7,7 +7,7 @@ Letters: N sequences, B batch, T steps, I inputs.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
@@ -18,10 +18,11 @@ Seed = int | Sequence[int]
 
 
 class Batch(NamedTuple):
-    """What a step of training takes; a pytree of arrays.
+    """Inputs, labels and lengths of one step of training; a pytree of arrays.
 
     inputs: (B, T, I), or (B, T) of tokens.
-    labels: (B,) integers.
+    labels: (B,) or (B, K) of each row, (B, T) or (B, T, K) of each step, (B, N) of a sequence of
+        its own; integers for classes, floats for numbers.
     lengths: (B,) integers, the true steps of each row, or None where every row has T.
     """
 
@@ -119,7 +120,7 @@ def plan(
     seed: Seed | None = None,
     buckets: Sequence[int] | None = None,
 ) -> list[tuple[Array, int]]:
-    """Which items make up each minibatch of one epoch, and to how many steps it is padded.
+    """Items of each minibatch of one epoch, and the number of steps that it is padded to.
 
     Each item is in exactly one batch. Under jit each new shape compiles anew: there are at most two
     for each bucket, full batches and the one of what is left over.
@@ -208,15 +209,34 @@ def bucket_edges(lengths: ArrayLike, count: int) -> list[int]:
 
 def batches(
     sequences: Sequence[ArrayLike],
-    labels: ArrayLike,
+    labels: ArrayLike | Sequence[ArrayLike],
     batch_size: int,
     *,
     seed: Seed | None = None,
     buckets: Sequence[int] | None = None,
     value: int | float = 0,
+    label_value: int | float | None = None,
     dtype: DTypeLike | None = None,
 ) -> list[Batch]:
     """One epoch of padded minibatches; arguments as in `plan` and `pad`.
+
+    Args:
+        sequences: N arrays (T_n, ...).
+        labels: for each sequence a number or an array: a class, a number to predict, K of either,
+            one at each step (T_n, ...), or a sequence of its own (N_n, ...). Those of each step are
+            padded as the inputs are, those of a sequence of its own to the longest of all. Floats
+            stay floats; integers and booleans become int32.
+        batch_size, seed, buckets: as in `plan`.
+        value, dtype: of the inputs, as in `pad`.
+        label_value: what fills padded labels; None for -1 in integers, which is no class, and 0 in
+            floats.
+
+    Returns:
+        The batches, each with its lengths.
+
+    Raises:
+        ValueError: for labels that are not one for each sequence, that differ in more than their
+            first axis, or that do not fit into int32.
 
     Example:
         >>> from jaxrnn import data
@@ -224,22 +244,54 @@ def batches(
         ...     print(batch.inputs.tolist(), batch.labels, batch.lengths)
         [[1, 2, 0], [3, 0, 0]] [0 1] [2 1]
         [[4, 5, 6]] [0] [3]
+        >>> tags = [[7, 7], [8], [9, 9, 9]]
+        >>> data.batches([[1, 2], [3], [4, 5, 6]], tags, batch_size=3)[0].labels.tolist()
+        [[7, 7, -1], [8, -1, -1], [9, 9, 9]]
     """
-    labels = np.asarray(labels)
-    if labels.shape != (len(sequences),):
-        raise ValueError(
-            f"`batches` needs a label for each of {len(sequences)} sequences, got {labels.shape}."
-        )
+    rows = _label_rows(labels, len(sequences))
+    lengths = [len(np.asarray(sequence)) for sequence in sequences]
+    per_step = all(row.ndim and len(row) == n for row, n in zip(rows, lengths, strict=True))
+    ragged = len({row.shape for row in rows}) > 1
+    longest = max((len(row) for row in rows), default=0) if ragged else 0
+    if label_value is None:
+        label_value = -1 if rows and rows[0].dtype.kind == "i" else 0
     result = []
-    for items, steps in plan(
-        np.array([len(np.asarray(s)) for s in sequences], np.int32),
-        batch_size,
-        seed=seed,
-        buckets=buckets,
-    ):
-        inputs, lengths = pad([sequences[n] for n in items], steps, value=value, dtype=dtype)
-        result.append(Batch(inputs, labels[items].astype(np.int32), lengths))
+    for items, steps in plan(np.array(lengths, np.int32), batch_size, seed=seed, buckets=buckets):
+        inputs, found = pad([sequences[n] for n in items], steps, value=value, dtype=dtype)
+        mine = [rows[n] for n in items]
+        if per_step or ragged:
+            padded, _ = pad(mine, steps if per_step else longest, value=label_value)
+        else:
+            padded = np.stack(mine)
+        result.append(Batch(inputs, padded, found))
     return result
+
+
+def _label_rows(labels: ArrayLike | Sequence[ArrayLike], count: int) -> list[Array]:
+    """The label of each sequence as an array, all of one dtype and alike but for the first axis."""
+    whole: Any = np.atleast_1d(np.asarray(labels)) if hasattr(labels, "ndim") else labels
+    rows = [np.asarray(row) for row in whole]
+    if len(rows) != count:
+        shape = getattr(whole, "shape", (len(rows),))
+        raise ValueError(f"`batches` needs a label for each of {count} sequences, got {shape}.")
+    for n, row in enumerate(rows):
+        if row.ndim != rows[0].ndim or row.shape[1:] != rows[0].shape[1:]:
+            raise ValueError(
+                "`batches` needs labels that agree in all axes but the first, got shapes "
+                f"{rows[0].shape} for number 0 and {row.shape} for number {n}."
+            )
+    if not rows:
+        return rows
+    # An empty list has NumPy's default dtype, which says nothing.
+    dtype = np.result_type(*({row.dtype for row in rows if row.size} or {rows[0].dtype}))
+    if dtype.kind in "biu":
+        bounds = np.iinfo(np.int32)
+        if any(row.size and (row.min() < bounds.min or row.max() > bounds.max) for row in rows):
+            raise ValueError("`batches` needs integer labels that fit into int32.")
+        dtype = np.dtype(np.int32)
+    elif dtype.kind not in "fc" and dtype.name != "bfloat16":
+        raise ValueError(f"`batches` needs labels that are numbers, got {dtype}.")
+    return [row.astype(dtype) for row in rows]
 
 
 def create_synthetic_sequences(

@@ -144,3 +144,57 @@ def test_what_cannot_be_is_refused_in_a_sentence(call, message):
 
 def test_no_items_make_no_batches():
     assert data.plan([], 4) == data.batches([], [], 4) == []
+
+
+def test_inputs_are_padded_with_the_value_that_is_given():
+    (batch,) = data.batches([[1.0], [2.0, 3.0]], [0, 1], 2, value=-7)
+    assert batch.inputs.tolist() == [[1, -7], [2, 3]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_floats_stay_floats(dtype):
+    labels = np.array([0.7, -0.4, 1.6], dtype)
+    (batch,) = data.batches([[1], [2], [3]], labels, 3)
+    np.testing.assert_array_equal(batch.labels, labels)
+    assert batch.labels.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_integers_and_booleans_become_int32(dtype):
+    (batch,) = data.batches([[1], [2]], np.array([[0, 1], [1, 0]], dtype), 2)
+    assert batch.labels.dtype == np.int32
+    assert batch.labels.tolist() == [[0, 1], [1, 0]]
+
+
+def test_labels_at_each_step_are_padded_as_the_inputs_are():
+    items = [[1, 2], [3], [4, 5, 6]]
+    batches = data.batches(items, [[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]], 2, buckets=[2, 4])
+    assert [batch.labels.tolist() for batch in batches] == [[[1, 2], [3, 0]], [[4, 5, 6, 0]]]
+    (batch,) = data.batches(items, [[1, 2], [3], [4, 5, 6]], 3)
+    assert batch.labels.tolist() == [[1, 2, -1], [3, -1, -1], [4, 5, 6]]
+    (batch,) = data.batches(items, [[1, 2], [3], [4, 5, 6]], 3, label_value=9)
+    assert batch.labels.tolist() == [[1, 2, 9], [3, 9, 9], [4, 5, 6]]
+
+
+def test_label_sequences_of_their_own_have_one_length_in_all_batches():
+    batches = data.batches([[1, 2], [3], [4]], [[1], [2, 2, 3], []], 2)
+    assert [batch.labels.tolist() for batch in batches] == [
+        [[1, -1, -1], [2, 2, 3]],
+        [[-1, -1, -1]],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([2**31, 0], "integer labels that fit into int32"),
+        (
+            [[[1, 2]], [[1]]],
+            r"in all axes but the first, got shapes \(1, 2\) for number 0",
+        ),
+        (["a", "b"], "labels that are numbers"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        data.batches([[1], [2]], labels, 2)
