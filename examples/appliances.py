@@ -204,6 +204,7 @@ def train_one(
         nnx.Optimizer(model, tx, wrt=nnx.Param),
         lambda number: task.epoch(number, options.batch_size),
         epochs=options.epochs,
+        metrics={"accuracy": training.accuracy},
         validation=task.validation,
         patience=options.patience,
         save_epochs=SAVE_EPOCHS,

@@ -128,6 +128,7 @@ def learn(
             optimizer,
             epoch,
             epochs=-(-left // EPOCH),
+            metrics={"accuracy": training.accuracy},
             until=done,
             save_epochs=SAVE_EPOCHS,
             keep=1,

@@ -95,8 +95,8 @@ def percent(share: float) -> str:
 
 @nnx.jit
 @nnx.vmap
-def step(model: RNNComparison, optimizer: nnx.Optimizer, batch: Batch) -> training.Scores:
-    return training.train_step(model, optimizer, batch)
+def step(model: RNNComparison, optimizer: nnx.Optimizer, batch: Batch) -> dict[str, jax.Array]:
+    return training.train_step(model, optimizer, batch, metrics={"accuracy": training.accuracy})
 
 
 @nnx.jit
@@ -134,7 +134,8 @@ def learn(
     seen: list[Any] = []
     count, needed = ENOUGH
     for number in range(steps):
-        seen.append(np.asarray(step(model, optimizer, drawn(batch_size, (0, number))).accuracy))
+        scores = step(model, optimizer, drawn(batch_size, (0, number)))
+        seen.append(np.asarray(scores["accuracy"]))
         if len(seen) >= count and np.mean(seen[-count:], axis=0).min() >= needed:
             break
     accuracies = np.asarray(score(model, drawn(TESTS, (1, 0))))

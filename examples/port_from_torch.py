@@ -126,7 +126,7 @@ def main(options: Options) -> None:
 
     print("\nTraining further in JAX, on recordings that drift by 1.5 up or down")
     optimizer = nnx.Optimizer(ours, optax.adam(options.learning_rate), wrt=nnx.Param)
-    before = float(training.evaluate(ours, field.test).accuracy)
+    before = accuracy(training, ours, field.test)
     print(f"  before: {before:.1%} of the new test recordings right")
     more = train(training, ours, optimizer, field, options.more_epochs)
 
@@ -172,10 +172,10 @@ def train(
     with tqdm(total=epochs, unit="epoch", disable=None) as bar:
         for number in range(epochs):
             losses = [
-                float(functions.train_step(model, optimizer, batch).loss)
+                float(functions.train_step(model, optimizer, batch)["loss"])
                 for batch in recordings.epoch(number)
             ]
-            accuracies.append(float(functions.evaluate(model, recordings.test).accuracy))
+            accuracies.append(accuracy(functions, model, recordings.test))
             bar.update()
             if number + 1 == epochs or (number + 1) % -(-epochs // LINES) == 0:
                 bar.write(
@@ -183,6 +183,10 @@ def train(
                     f"test accuracy {accuracies[-1]:.1%}"
                 )
     return accuracies
+
+
+def accuracy(functions: Any, model: Any, batches: Sequence[Batch]) -> float:
+    return functions.evaluate(model, batches, metrics={"accuracy": functions.accuracy})["accuracy"]
 
 
 def side_by_side(theirs: Any, ours: nnx.Module, test: Sequence[Batch]) -> None:
@@ -196,10 +200,10 @@ def side_by_side(theirs: Any, ours: nnx.Module, test: Sequence[Batch]) -> None:
         print(f"  recording {row}" + "    ".join(shown))
     apart = np.abs(logits[0] - logits[1]).max()
     decisions = int((logits[0].argmax(-1) != logits[1].argmax(-1)).sum())
-    scores = torch_ref.training.evaluate(theirs, test), training.evaluate(ours, test)
+    scores = accuracy(torch_ref.training, theirs, test), accuracy(training, ours, test)
     print(f"  logits apart, at most    {apart:.1e}, of {logits[0].size:,}")
     print(f"  other decisions          {decisions} of {len(logits[0])}")
-    print(f"  accuracy                 {' and '.join(f'{s.accuracy:.1%}' for s in scores)}")
+    print(f"  accuracy                 {' and '.join(f'{score:.1%}' for score in scores)}")
 
 
 def draw(path: Path, first: list[float], then: list[float], logits: Sequence[np.ndarray]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def _read(note: Path) -> dict[str, Any]:
 def fit(folder: Path, resumed: bool, *arguments: Any, **settings: Any) -> training.History:
     """`training.fit`, from where the folder has it.
 
-    What it cannot go on with, or cannot write, ends the program with its sentence.
+    What it cannot go on with, or cannot write, ends the program with its sentence; Ctrl-C ends it
+    as it ends any program, after a checkpoint.
     """
     # Where nothing was there, a ValueError is a mistake in a program, to be shown in full.
     told = (OSError, FloatingPointError, *([ValueError] if resumed else []))
@@ -68,3 +70,10 @@ def fit(folder: Path, resumed: bool, *arguments: Any, **settings: Any) -> traini
         return training.fit(*arguments, folder=folder, resume=True, **settings)
     except told as error:
         sys.exit(str(error))
+    except KeyboardInterrupt as error:
+        if str(error):  # there is none after a second Ctrl-C
+            sentence = str(error).replace("`fit(..., resume=True)`", "--resume")
+            print(sentence, file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+        raise  # where the signal does not end a process

@@ -50,6 +50,7 @@ from runs import METRICS, begin, fit
 WEIGHT_DECAY = 0.01
 SMOOTHING = 0.1
 LOSS = functools.partial(training.cross_entropy, smoothing=SMOOTHING)  # one for all seeds
+SCORES = ("loss", "accuracy")
 SHAPES = 2  # of batches: full ones, and one of what is left over
 SAVE_EPOCHS = 10  # from one checkpoint to the next
 LINES = 10  # printed of each training
@@ -105,18 +106,26 @@ class Side:
     model: Any
     optimizer: Any
     training: Any  # jaxrnn.training or torch_ref.training: the same functions by the same names
+    loss: Any  # to be minimised
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return {"accuracy": self.training.accuracy}
 
     def train(self, batches: Sequence[Batch]) -> np.ndarray:
         """One epoch: the loss and the accuracy of each batch, (batches, 2)."""
         scores = [
-            self.training.train_step(self.model, self.optimizer, batch, smoothing=SMOOTHING)
+            self.training.train_step(
+                self.model, self.optimizer, batch, loss=self.loss, metrics=self.metrics
+            )
             for batch in batches
         ]
-        return np.array([[float(value) for value in score] for score in scores])
+        return np.array([[float(score[name]) for name in SCORES] for score in scores])
 
     def evaluate(self, batches: Sequence[Batch]) -> np.ndarray:
         """Loss and accuracy over all batches together, (2,)."""
-        return np.array([float(value) for value in self.training.evaluate(self.model, batches)])
+        scores = self.training.evaluate(self.model, batches, loss=self.loss, metrics=self.metrics)
+        return np.array([float(scores[name]) for name in SCORES])
 
     def predict(self, batches: Sequence[Batch]) -> np.ndarray:
         """Logits, (N, 9)."""
@@ -125,7 +134,7 @@ class Side:
 
 def jax_side(options: Options, seed: int, tx: optax.GradientTransformation) -> Side:
     model = new_model(options, seed)
-    return Side("JAX", model, nnx.Optimizer(model, tx, wrt=nnx.Param), training)
+    return Side("JAX", model, nnx.Optimizer(model, tx, wrt=nnx.Param), training, LOSS)
 
 
 def torch_side(options: Options, seed: int, steps: int) -> Side:
@@ -140,7 +149,8 @@ def torch_side(options: Options, seed: int, steps: int) -> Side:
 
     model = new_twin(options, interchange.state_dict(new_model(options, seed)))
     optimizer = torch_ref.training.adamw(model, options.learning_rate, WEIGHT_DECAY, steps)
-    return Side("PyTorch", model, optimizer, torch_ref.training)
+    loss = functools.partial(torch_ref.training.cross_entropy, smoothing=SMOOTHING)
+    return Side("PyTorch", model, optimizer, torch_ref.training, loss)
 
 
 def new_model(options: Options, seed: int) -> models.SpeakerClassifier:
@@ -246,10 +256,11 @@ class Compilation:
             lambda _: one_of_each_shape,
             epochs=1,
             loss=LOSS,
+            metrics=side.metrics,
             validation=held_back(task.validation),
             most_compilations=SHAPES,
         )
-        training.evaluate(model, held_back(task.tests))
+        dataclasses.replace(side, model=model).evaluate(held_back(task.tests))
         self.seconds += time.perf_counter() - start
         self.steps += history.compilations
 
@@ -297,7 +308,7 @@ def fit_jax(
     def watch(record: dict[str, Any]) -> None:
         """Times each epoch's steps, without its validation and its checkpoint."""
         nonlocal stepped
-        if "loss" in record:
+        if "loss" in record:  # of a step
             stepped = time.perf_counter()
         else:
             run.seconds.append(stepped - begun)
@@ -312,6 +323,7 @@ def fit_jax(
         batches,
         epochs=options.epochs,
         loss=LOSS,
+        metrics=run.side.metrics,
         validation=validation,
         save_epochs=SAVE_EPOCHS,
         most_compilations=SHAPES,

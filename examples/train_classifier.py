@@ -153,9 +153,12 @@ def as_written(
         side.train()
         scores = []
         for _ in range(options.epochs):
-            seen = functions.train_step(side, optimizer, train)
-            held = functions.evaluate(side, [validation])
-            scores.append([[float(value) for value in part] for part in (seen, held)])
+            metrics = {"accuracy": functions.accuracy}
+            seen = functions.train_step(side, optimizer, train, metrics=metrics)
+            held = functions.evaluate(side, [validation], metrics=metrics)
+            scores.append(
+                [[float(part[name]) for name in ("loss", "accuracy")] for part in (seen, held)]
+            )
             bar.update()
         results[name] = dict(zip(PARTS, np.moveaxis(scores, 0, 1), strict=True))
     return results
@@ -264,9 +267,10 @@ def solve(options: Options, validation: Batch, folder: Path) -> Path:
                 bar.set_description(f"{cell}, run {len(runs) + 1} of {total}")
                 kept = folder / f"{cell}_seed{seed}"
                 run = curriculum.learn(cell, seed, regime, kept, options.resume, bar.update)
-                run.right = round(
-                    float(training.evaluate(run.model, [validation]).accuracy) * count
+                scores = training.evaluate(
+                    run.model, [validation], metrics={"accuracy": training.accuracy}
                 )
+                run.right = round(scores["accuracy"] * count)
                 runs.append(run)
     columns = f"{'stages':>9}{'steps':>8}{'compiled':>11}{'seconds':>10}"
     print(f"  {'':<6}{'seed':>4}{'validation right':>19}{columns}")

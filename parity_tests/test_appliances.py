@@ -80,7 +80,10 @@ def test_it_says_and_writes_what_it_found_and_resumes_a_killed_run(tmp_path):
     process.wait()
     resumed = finished(*SMALL, "--out", killed, "--resume")
     assert seeds(resumed) == seeds(output)
-    assert lines.read_bytes() == metrics.read_bytes()
+    again = [json.loads(line) for line in lines.read_text().splitlines()]
+    for record in (*records, *again):
+        del record["seconds"]
+    assert again == records
 
 
 def test_what_cannot_be_resumed_takes_one_sentence(tmp_path, monkeypatch):

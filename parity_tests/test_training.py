@@ -1,5 +1,7 @@
 """`jaxrnn.training` against `torch_ref.training`: scores, one step, many steps, evaluation."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -54,6 +56,10 @@ def adamw(rate, ours, theirs):
     )
 
 
+def metrics(functions):
+    return {"accuracy": functions.accuracy}
+
+
 def assert_same(ours, theirs, bound):
     mine = interchange.state_dict(ours)
     reference = theirs.state_dict()
@@ -70,12 +76,21 @@ def test_a_step_is_pytorchs(batches, twins, optimizers, steps, smoothing):
     before = interchange.state_dict(ours)
     optimizer, reference = optimizers(0.05, ours, theirs)
     bound = tolerance("float64", steps, "training")
+    sides = [
+        (functions, model, tx, functools.partial(functions.cross_entropy, smoothing=smoothing))
+        for functions, model, tx in (
+            (training, ours, optimizer),
+            (torch_ref.training, theirs, reference),
+        )
+    ]
     for n in range(steps):
         batch = batches[n % len(batches)]
-        mine = training.train_step(ours, optimizer, batch, smoothing=smoothing)
-        its = torch_ref.training.train_step(theirs, reference, batch, smoothing=smoothing)
-        np.testing.assert_allclose(float(mine.loss), float(its.loss), rtol=0, atol=bound)
-        assert float(mine.accuracy) == float(its.accuracy)
+        mine, its = (
+            functions.train_step(model, tx, batch, loss=loss, metrics=metrics(functions))
+            for functions, model, tx, loss in sides
+        )
+        np.testing.assert_allclose(float(mine["loss"]), float(its["loss"]), rtol=0, atol=bound)
+        assert float(mine["accuracy"]) == float(its["accuracy"])
     assert_same(ours, theirs, bound)
     after = interchange.state_dict(ours)
     assert all(np.abs(after[name] - before[name]).max() > 1e-6 for name in before)
@@ -92,11 +107,13 @@ def test_both_classifiers_agree_without_lengths(batches, twins):
 
 def test_evaluation_counts_rows_and_not_batches(batches, twins):
     ours, theirs = twins
-    mine = training.evaluate(ours, batches)
-    its = torch_ref.training.evaluate(theirs, batches)
-    np.testing.assert_allclose(np.array(mine), np.array(its), atol=1e-14)
+    mine, its = (
+        functions.evaluate(model, batches, metrics=metrics(functions))
+        for functions, model in ((training, ours), (torch_ref.training, theirs))
+    )
+    assert mine == pytest.approx(its, abs=1e-14)
     together = [data.Batch(*map(np.concatenate, zip(*batches, strict=True)))]
-    np.testing.assert_allclose(np.array(mine), np.array(training.evaluate(ours, together)))
+    assert mine == pytest.approx(training.evaluate(ours, together, metrics=metrics(training)))
 
 
 def test_evaluation_is_without_dropout_and_leaves_the_mode():
@@ -139,3 +156,86 @@ def test_a_second_step_of_a_shape_compiles_nothing(batches, twins, compilations)
     once()
     assert compiled > 0
     assert compilations() == compiled
+
+
+LOGITS = np.zeros((2, 3, 3), np.float32)  # T = C, where a wrong axis would not be seen
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: training.accuracy(LOGITS, np.array([0, 1])), r"\(2, 3, 3\) and labels of \(2,\)"),
+        (lambda: training.accuracy(LOGITS[0], np.zeros((3, 3), int)), r"and labels of \(3, 3\)"),
+        (lambda: training.cross_entropy(LOGITS[0], np.ones(3)), "integer labels, got float"),
+        (lambda: training.mean_squared_error(np.ones((3, 1)), np.ones(3)), r"\(3, 1\) and \(3,\)"),
+        (lambda: training.accuracy((LOGITS, 0), np.array([0, 1])), r"got a tuple: .*outputs\[0\]"),
+        (lambda: training.ctc_loss(LOGITS, np.array([0, 1])), r"labels of shape \(B, N\), got"),
+        (
+            lambda: training.mean_squared_error(
+                LOGITS[..., 0], data.Batch(LOGITS, LOGITS[..., 0], np.array([1, 3]))
+            ),
+            "pass `per_step=True` if",
+        ),
+        (lambda: training.masked_mean(np.ones(2), np.ones(2, int)), r"shape \(B, T, \.\.\.\)"),
+    ],
+)
+def test_losses_refuse_other_shapes_in_a_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_accuracy_at_each_step_counts_true_steps_alone():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((4, 3, 3)), rng.integers(0, 3, (4, 3))
+    lengths = np.array([3, 0, 1, 2])
+    right = logits.argmax(-1) == labels
+    expected = np.mean([right[b, t] for b in range(4) for t in range(lengths[b])])
+    batch = data.Batch(None, labels, lengths)
+    assert float(training.accuracy(logits, batch)) == pytest.approx(expected)
+    assert float(training.accuracy(logits, labels)) == pytest.approx(right.mean())
+
+
+def test_losses_are_pytorchs():
+    rng = np.random.default_rng(0)
+    outputs, labels = rng.standard_normal((4, 3)), rng.integers(0, 2, (4, 3)).astype(float)
+    x, y = torch.from_numpy(outputs), torch.from_numpy(labels)
+    for ours, theirs in [
+        (training.mean_squared_error, torch.nn.functional.mse_loss),
+        (training.binary_cross_entropy, torch.nn.functional.binary_cross_entropy_with_logits),
+    ]:
+        np.testing.assert_allclose(float(ours(outputs, labels)), float(theirs(x, y)), rtol=1e-14)
+
+
+def test_ctc_is_pytorchs():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((3, 6, 4)), [[1, 2], [3], [2, 2, 1]]
+    lengths = np.array([6, 2, 5], np.int32)
+    batch = data.Batch(None, np.array([[1, 2, -1], [3, -1, -1], [2, 2, 1]]), lengths)
+    expected = torch.nn.functional.ctc_loss(
+        torch.from_numpy(logits).log_softmax(-1).transpose(0, 1),
+        torch.tensor([label for row in labels for label in row]),
+        torch.from_numpy(lengths),
+        torch.tensor([len(row) for row in labels]),
+        reduction="none",
+    )
+    # optax stands for log 0 with -1e5.
+    assert float(training.ctc_loss(logits, batch)) == pytest.approx(float(expected.mean()), 1e-6)
+
+
+def test_a_label_that_is_no_class_makes_the_loss_nan():
+    assert np.isnan(training.cross_entropy(LOGITS[0], np.array([0, 1, 3])))
+    assert np.isnan(training.cross_entropy(LOGITS[0], np.array([0, -1, 2])))
+
+
+def test_predictions_of_other_shapes_are_not_joined():
+    def states(model, batch):
+        return batch[0].T
+
+    batches = [(np.ones((2, 3)), 0), (np.ones((1, 3)), 0)]
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="cannot join shapes"):
+        training.predict(model, batches, forward=states)
+    with pytest.raises(ValueError, match="`predict` got no batches"):
+        training.predict(model, [])
+    with pytest.raises(ValueError, match="`evaluate` got no batches"):
+        training.evaluate(model, [])

@@ -4,27 +4,26 @@ A batch is a tuple (inputs, labels, lengths) of arrays; no lengths (None) stands
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn import functional
 
 Batch = tuple[Any, Any, Any]
+Score = Callable[[Tensor, Batch], Tensor]
 
 
-class Scores(NamedTuple):
-    """How well a model does: the mean loss in nats, and the share of right answers in [0, 1]."""
-
-    loss: Tensor
-    accuracy: Tensor
+def cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    """Mean softmax cross entropy in nats, of logits (B, C) and labels (B,)."""
+    return functional.cross_entropy(logits, _labels(batch), label_smoothing=smoothing)
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The share of rows whose largest logit is the label's."""
-    return (logits.argmax(-1) == labels).to(logits.dtype).mean()
+def accuracy(logits: Tensor, batch: Batch) -> Tensor:
+    """Share of rows whose largest logit is the label's."""
+    return (logits.argmax(-1) == _labels(batch)).to(logits.dtype).mean()
 
 
 def adamw(
@@ -55,16 +54,21 @@ def clip_grad_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.o
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, smoothing: float = 0.0
-) -> Scores:
-    """One step of training; returns the scores on the batch before it."""
-    labels = _labels(batch)
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    *,
+    loss: Score = cross_entropy,
+    metrics: Mapping[str, Score] | None = None,
+) -> dict[str, Tensor]:
+    """One step of training; returns the loss and the metrics on the batch before it."""
     logits = _logits(model, batch)
-    loss = cross_entropy(logits, labels, label_smoothing=smoothing)
+    value = loss(logits, batch)
     optimizer.zero_grad()
-    loss.backward()
+    value.backward()
     optimizer.step()
-    return Scores(loss.detach(), accuracy(logits.detach(), labels))
+    scores = {name: metric(logits.detach(), batch) for name, metric in (metrics or {}).items()}
+    return {"loss": value.detach(), **scores}
 
 
 @torch.no_grad()
@@ -77,12 +81,19 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> np.ndarray:
     return logits.numpy()
 
 
-def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Scores:
-    """The scores over all rows of all batches together, in evaluation mode."""
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    loss: Score = cross_entropy,
+    metrics: Mapping[str, Score] | None = None,
+) -> dict[str, float]:
+    """Loss and metrics over all rows of all batches together, in evaluation mode."""
     batches = list(batches)
     logits = torch.from_numpy(predict(model, batches))
-    labels = torch.cat([_labels(batch) for batch in batches])
-    return Scores(cross_entropy(logits, labels), accuracy(logits, labels))
+    together = (None, torch.cat([_labels(batch) for batch in batches]), None)
+    scores = {"loss": loss, **(metrics or {})}
+    return {name: float(score(logits, together)) for name, score in scores.items()}
 
 
 class History(NamedTuple):
@@ -124,13 +135,13 @@ def train_model(
     history = History([], [], [], [])
     for epoch in range(epochs):
         model.train()
-        seen = train_step(model, optimizer, train)
-        held = evaluate(model, [validation])
+        seen = train_step(model, optimizer, train, metrics={"accuracy": accuracy})
+        held = evaluate(model, [validation], metrics={"accuracy": accuracy})
         scores = (
-            float(seen.loss),
-            float(held.loss),
-            _share(seen.accuracy, len(train[1])),
-            _share(held.accuracy, len(validation[1])),
+            float(seen["loss"]),
+            held["loss"],
+            _share(seen["accuracy"], len(train[1])),
+            _share(held["accuracy"], len(validation[1])),
         )
         for values, score in zip(history, scores, strict=True):
             values.append(score)
@@ -143,7 +154,7 @@ def train_model(
     return history
 
 
-def _share(accuracy: Tensor, count: int) -> float:
+def _share(accuracy: Tensor | float, count: int) -> float:
     """A share of `count` rows in float64: rounded to float32 it can print another last digit."""
     return round(float(accuracy) * count) / count
 

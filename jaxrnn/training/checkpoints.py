@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-_FORMAT = 1
+_FORMAT = 2
 _PARTIAL = ".partial-"
 _OVERHEAD = 1 << 16  # bytes beside the arrays: some ten files of less than a block each
 

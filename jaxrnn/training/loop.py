@@ -2,27 +2,36 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import numpy as np
 from flax import nnx
 
-from jaxrnn.data import Batch
+from jaxrnn.training import steps
+from jaxrnn.training.losses import cross_entropy
 from jaxrnn.training.metrics import Record
-from jaxrnn.training.run import Loss, Run
-from jaxrnn.training.steps import cross_entropy
+from jaxrnn.training.run import Run, Scoring
+from jaxrnn.training.signals import Signals
+from jaxrnn.training.source import Data, Source
+from jaxrnn.training.steps import Forward, Score
+
+_BETTER = {"validation_loss": "lower", "validation_accuracy": "higher"}
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What a run did, from its first step on, also where it was resumed.
+    """Records of a run, from its first step on, also where it was resumed.
 
     Attributes:
-        records: as in the file of metrics: one with `epoch`, `step`, `loss` and `accuracy` for each
-            step, one with `epoch`, `step`, `validation_loss` and `validation_accuracy` for each
-            epoch, if there was a validation. Epochs count from 0; `step` counts the steps done.
+        records: as in the file of metrics: one for each step with `epoch`, `step`, `loss`, the
+            metrics, `learning_rate` where the optimizer's state holds it, and `seconds`; one for
+            each epoch with a validation, with `epoch`, `step`, `validation_loss`, the metrics as
+            `validation_...`, and `seconds`. Epochs count from 0; `step` counts the steps done;
+            `seconds` counts the time since the run began, up to each resumption the time that led
+            to its checkpoint. A metric that is not finite is None.
         best: the epoch with the best validation, or None.
         compilations: of the training step, in this process.
 
@@ -38,22 +47,27 @@ class History:
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The values of one name in all records that have it, in order."""
-        return np.array([record[name] for record in self.records if name in record])
+        values = [record[name] for record in self.records if name in record]
+        return np.array([np.nan if value is None else value for value in values])
 
 
 def fit(
     model: nnx.Module,
     optimizer: nnx.Optimizer,
-    data: Callable[[int], Sequence[Batch]],
+    data: Data,
     *,
     epochs: int,
-    loss: Loss = cross_entropy,
-    validation: Sequence[Batch] | None = None,
-    watch: Literal["loss", "accuracy"] = "loss",
+    loss: Score = cross_entropy,
+    metrics: Mapping[str, Score] | None = None,
+    forward: Forward = steps.forward,
+    validation: Iterable[Any] | None = None,
+    watch: str = "validation_loss",
+    better: Literal["lower", "higher"] | None = None,
     patience: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     until: Callable[[list[Record]], bool] | None = None,
+    epoch_steps: int | None = None,
     save_every: int | None = None,
     save_epochs: int = 1,
     keep: int = 3,
@@ -66,25 +80,41 @@ def fit(
     `checkpoints`, each with the whole state: parameters, the optimizer's state, the counters of
     dropout, the position in the data, the best weights so far. Killed at any moment and resumed on
     the same machine, a run ends with the losses and the parameters of one that was not killed, bit
-    for bit. (On a GPU this needs XLA_FLAGS=--xla_gpu_deterministic_ops=true.) One process at a time
-    may write to a folder.
+    for bit. (On a GPU this needs XLA_FLAGS=--xla_gpu_deterministic_ops=true.)
+
+    With a folder, Ctrl-C and SIGTERM let the step end and write a checkpoint. Then Ctrl-C raises
+    KeyboardInterrupt, and SIGTERM ends the process. A second Ctrl-C does not wait for the step. One
+    run at a time may write to a folder; a second one is refused.
 
     Args:
         model: to be trained; it is left in training mode.
-        optimizer: made for this model's `nnx.Param`.
-        data: gives the batches of an epoch, counted from 0, and the same ones each time that it is
-            asked for the same epoch: its order and its noise are functions of the epoch.
-            Sequences of few lengths compile few steps: see `buckets` in `jaxrnn.data.batches`.
+        optimizer: made for this model's `nnx.Param`, or for what its `wrt` says. One that asks for
+            more than the gradient (`optax.lbfgs`, `optax.contrib.reduce_on_plateau`) gets it, see
+            `train_step`.
+        data: a function that gives the batches of an epoch, counted from 0, and the same ones each
+            time that it is asked for the same epoch: its order and its noise are functions of the
+            epoch. Sequences of few lengths compile few steps: see `buckets` in
+            `jaxrnn.data.batches`. Or an iterable (a list, a loader, a generator), gone through once
+            for each epoch. To resume costs the time to make the batches of the epoch at hand up to
+            the checkpoint; with an iterable it costs all batches of all epochs up to it, and it
+            needs an iterable that begins with the same ones in a new process.
         epochs: to train in all, those before a resumption included.
-        loss: of the logits and the labels of a batch. One function serves several runs best, as
-            each new one is compiled anew.
-        validation: what to `evaluate` after each epoch.
-        watch: which of its scores tells what is best, the lowest loss or the highest accuracy.
+        loss: of the outputs and the batch, a scalar; see `jaxrnn.training.losses` for some. One
+            function serves several runs best, as each new one is compiled anew.
+        metrics: of the outputs and the batch too, by the names that they get in the records.
+        forward: of the model and a batch, the outputs, where `jaxrnn.training.forward` does not
+            serve.
+        validation: batches to `evaluate` after each epoch.
+        watch: the name, in the records of the validation, of the score that says which epoch is
+            the best: "validation_loss" or "validation_" and the name of a metric.
+        better: "lower" or "higher", which of two scores is the better one. None serves
+            "validation_loss" (lower) and "validation_accuracy" (higher).
         patience: the run stops after this many epochs without a better one, and, stopped or not,
             ends with the best weights. None for all epochs, and the last weights.
         folder: where the run is kept; None for nowhere.
         resume: go on from the newest checkpoint in the folder, if there is one.
         until: asked with all records before each epoch; True ends the run.
+        epoch_steps: batches of an epoch at most, for a generator that does not end.
         save_every: steps between checkpoints, besides those at the ends of epochs.
         save_epochs: epochs from one checkpoint to the next; the end of the run has one always.
         keep: checkpoints; older ones are removed.
@@ -100,7 +130,9 @@ def fit(
             and the folder are as they were.
         FloatingPointError: the loss or a parameter was not finite. The checkpoints from before
             stay.
-        OSError: a checkpoint or the metrics could not be written. What was there is untouched.
+        OSError: a checkpoint or the metrics could not be written, or another run trains in the
+            folder. What was there is untouched.
+        KeyboardInterrupt: after Ctrl-C, with the step at which the run goes on.
 
     Example:
         >>> import optax
@@ -121,6 +153,7 @@ def fit(
     for name, value, least in (
         ("epochs", epochs, 0),
         ("patience", patience, 1),
+        ("epoch_steps", epoch_steps, 1),
         ("save_every", save_every, 1),
         ("save_epochs", save_epochs, 1),
         ("keep", keep, 1),
@@ -132,23 +165,54 @@ def fit(
         raise ValueError("`fit(patience)` needs a `validation` to watch.")
     if resume and folder is None:
         raise ValueError("`fit(resume=True)` needs the `folder` to resume from.")
-    if watch not in ("loss", "accuracy"):
-        raise ValueError(f'`fit(watch)` must be "loss" or "accuracy", got "{watch}".')
-    run = Run(model, optimizer, data, loss, watch, most_compilations, keep, log)
-    try:
-        run.open(None if folder is None else Path(folder), resume)
-        model.train()
-        while run.epoch < epochs and not run.stale(patience):
-            if until is not None and until(run.metrics.records):
-                break
-            run.train_epoch(save_every, validation)
-            if run.epoch % save_epochs == 0:
+    if folder is not None and jax.process_count() > 1:
+        raise ValueError(
+            f"`fit(folder=...)` runs in one process, and {jax.process_count()} are started. Pass "
+            "`folder=None`."
+        )
+    scoring = _scoring(loss, dict(steps.named(metrics)), forward, watch, better)
+    if isinstance(validation, Iterator):  # it would be empty after the first epoch
+        validation = list(validation)
+    with Signals(active=folder is not None) as signals:
+        source = Source(data, epoch_steps)
+        run = Run(model, optimizer, source, scoring, signals, most_compilations, keep, log)
+        try:
+            run.open(None if folder is None else Path(folder), resume)
+            model.train()
+            while run.epoch < epochs and not run.stale(patience) and not signals.caught:
+                if until is not None and until(run.metrics.records):
+                    break
+                run.train_epoch(save_every, validation)
+                if run.epoch % save_epochs == 0 and not run.position:
+                    run.save()
+            if run.saved != (run.epoch, run.step):
                 run.save()
-        if run.saved != (run.epoch, run.step):
-            run.save()
-    finally:
-        run.metrics.close()
+        finally:
+            run.close()
+    signals.end(
+        f"Stopped after step {run.step}. The checkpoint is in `{run.folder}`: "
+        "`fit(..., resume=True)` goes on from there."
+    )
     if patience is not None and run.best is not None:
         nnx.update(model, run.best_weights)
     best = None if run.best is None else run.best[0]
     return History(run.metrics.records, best, run.compilations)
+
+
+def _scoring(
+    loss: Score,
+    metrics: dict[str, Score],
+    forward: Forward,
+    watch: str,
+    better: Literal["lower", "higher"] | None,
+) -> Scoring:
+    names = [f"validation_{name}" for name in ("loss", *metrics)]
+    if watch not in names:
+        raise ValueError(f"`fit(watch)` must be one of {', '.join(names)}, got `{watch}`.")
+    chosen = better or _BETTER.get(watch)
+    if chosen is None:
+        raise ValueError(
+            f'`fit(watch="{watch}")` needs `better="lower"` or `better="higher"`, to know which '
+            "epoch is the best."
+        )
+    return Scoring(loss, metrics, forward, watch, 1 if chosen == "lower" else -1)

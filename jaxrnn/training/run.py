@@ -1,24 +1,36 @@
 """A run of `fit`: where it stands, its next epoch, and how it is saved and resumed."""
 
 import dataclasses
-import functools
+import errno
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from time import monotonic
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
 
-from jaxrnn.data import Batch
 from jaxrnn.training import checkpoints, state
+from jaxrnn.training.batches import shapes, signature
+from jaxrnn.training.lock import Lock
 from jaxrnn.training.metrics import Mark, Metrics, Record
-from jaxrnn.training.steps import Scores, evaluate, train_on
+from jaxrnn.training.signals import Signals
+from jaxrnn.training.source import Source
+from jaxrnn.training.steps import Forward, Score, compiled_step, evaluate
 
-Loss: TypeAlias = Callable[[Array, Array], Array]
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What a run minimises, measures and watches."""
+
+    loss: Score
+    metrics: Mapping[str, Score]
+    forward: Forward
+    watch: str  # a name in the records of the validation
+    sign: int  # 1 where a lower value is better, -1 where a higher one is
 
 
 @dataclasses.dataclass
@@ -27,24 +39,26 @@ class Run:
 
     model: nnx.Module
     optimizer: nnx.Optimizer
-    data: Callable[[int], Sequence[Batch]]
-    loss: Loss
-    watch: str
+    source: Source
+    scoring: Scoring
+    signals: Signals
     most_compilations: int
     keep: int
     log: Callable[[Record], None] | None
 
     folder: Path | None = None
+    lock: Lock | None = None
     metrics: Metrics = dataclasses.field(default_factory=Metrics)
     epoch: int = 0
     position: int = 0
     step: int = 0
-    last: tuple[int, int, Batch] | None = None  # the batch trained on last: epoch, number, itself
+    last: tuple[int, int, Any] | None = None  # the batch trained on last: epoch, number, itself
     best: tuple[int, float] | None = None  # an epoch and its score, the lower the better
     best_weights: Any = None
     compilations: int = 0
     shapes: set[Any] = dataclasses.field(default_factory=set)
     saved: tuple[int, int] = (0, 0)  # the epoch and the step of the last checkpoint
+    started: float = dataclasses.field(default_factory=monotonic)  # less the seconds before
 
     def open(self, folder: Path | None, resume: bool) -> None:
         """Starts in a folder without a run, or where the run in it stood."""
@@ -56,17 +70,9 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _failure(f"The folder `{folder}` cannot be made", error) from error
-        found = checkpoints.steps(self.folder)
-        if found and not resume:
-            raise ValueError(
-                f"`{folder}` holds a run of {found[-1]} steps. Pass `resume=True` to go on with "
-                "it, or another `folder`."
-            )
-        if not found and path.exists():
-            raise ValueError(
-                f"`{folder}` holds a `metrics.jsonl` but no checkpoint, so no run that could be "
-                "resumed. Pass another `folder`."
-            )
+        _find(folder, resume)  # refuses, before it makes a file of a lock
+        self._lock(folder)
+        found = _find(folder, resume)
         checkpoints.tidy(self.folder)
         if not found:
             self.save()  # now, and not after an epoch, is the time to find that it cannot be done
@@ -78,23 +84,34 @@ class Run:
         except OSError as error:
             raise _failure(f"The run in `{folder}` cannot be opened", error) from error
 
+    def close(self) -> None:
+        self.metrics.close()
+        if self.lock is not None:
+            self.lock.close()
+
     def stale(self, patience: int | None) -> bool:
         """Whether so many epochs went by without a better one."""
         if patience is None or self.best is None:
             return False
         return self.epoch - self.best[0] > patience
 
-    def train_epoch(self, save_every: int | None, validation: Sequence[Batch] | None) -> None:
-        """What is left of an epoch, and its validation."""
-        batches = list(self.data(self.epoch))
-        if not batches:
-            raise ValueError(f"`fit(data)` gave no batches for epoch {self.epoch}.")
-        for number in range(self.position, len(batches)):
-            self._train_step(batches[number])
-            self.last = self.epoch, number, batches[number]
-            self.position = number + 1
-            if save_every and self.step % save_every == 0 and self.position < len(batches):
+    def train_epoch(self, save_every: int | None, validation: Iterable[Any] | None) -> None:
+        """Trains on what is left of an epoch, and validates; ends early after a signal."""
+        for batch in self.source.left(self.epoch):
+            # Here and not after a step: the end of an epoch is saved with its validation.
+            due = save_every and self.position and self.step % save_every == 0
+            if (due or self.signals.caught) and self.saved != (self.epoch, self.step):
                 self.save()
+            if self.signals.caught:
+                return
+            self._train_step(batch)
+            self.last = self.epoch, self.position, batch
+            self.position += 1
+        if not self.position:
+            raise ValueError(
+                f"`fit(data)` gave no batches for epoch {self.epoch}. A generator gives each batch "
+                "once: pass a function of the epoch, or `epoch_steps` for one that does not end."
+            )
         if validation is not None:
             self._validate(validation)
         self.epoch, self.position = self.epoch + 1, 0
@@ -107,9 +124,9 @@ class Run:
         self.saved = self.epoch, self.step
         if self.folder is None:
             return
-        notes = {
-            name: getattr(self, name) for name in ("epoch", "position", "step", "best", "watch")
-        }
+        notes = {name: getattr(self, name) for name in ("epoch", "position", "step", "best")}
+        notes |= {"watch": self.scoring.watch, "sign": self.scoring.sign}
+        notes["seconds"] = monotonic() - self.started
         notes["last"] = self.last and (*self.last[:2], state.digest(self.last[2]))
         arrays = state.host(self._state())
         try:
@@ -117,41 +134,73 @@ class Run:
         except OSError as error:
             raise _failure(f"The metrics of step {self.step} were not written", error) from error
         notes["metrics"] = self.metrics.mark()
-        checkpoints.save(self.folder, self.step, arrays, notes, self.keep)
+        with self.signals.uninterrupted():
+            checkpoints.save(self.folder, self.step, arrays, notes, self.keep)
         # A resumed run has what was saved, which says nothing of JAX's weak types.
         self._restore(state.device(self._state(), arrays))
 
-    def _train_step(self, batch: Batch) -> None:
-        shape = jax.tree.map(lambda array: (np.shape(array), str(array.dtype)), batch)
+    def _lock(self, folder: Path) -> None:
+        try:
+            self.lock = Lock(folder)
+        except BlockingIOError as error:
+            failure = OSError(
+                f"Another run of `fit` trains in `{folder}` at this moment: wait for its end, or "
+                "pass another `folder`. Nothing was changed."
+            )
+            failure.errno = error.errno
+            raise failure from None
+        except OSError as error:
+            raise _failure(f"The run in `{folder}` cannot be opened", error) from error
+
+    def _train_step(self, batch: Any) -> None:
+        shape = signature(batch)
         if shape not in self.shapes and len(self.shapes) == self.most_compilations:
             raise ValueError(
                 f"`fit(most_compilations={self.most_compilations})` met one more shape of batches, "
-                f"inputs of {np.shape(batch.inputs)}. Pad to fewer lengths, with `buckets`."
+                f"{shapes(batch)}. Pad to fewer lengths, with `buckets`."
             )
         self.shapes.add(shape)
-        compiled, traces = _compiled(self.loss)
+        scoring = self.scoring
+        metrics = tuple(scoring.metrics.items())
+        compiled, traces = compiled_step(scoring.loss, metrics, scoring.forward)
         before = len(traces)
-        scores = compiled(self.model, self.optimizer, batch)
+        scores = jax.device_get(compiled(self.model, self.optimizer, batch))
         self.compilations += len(traces) - before
-        loss, accuracy = map(float, scores)
+        loss = float(scores["loss"])
         if not math.isfinite(loss):
             self._stop(f"the loss was {loss} at step {self.step + 1}, in epoch {self.epoch}")
         self.step += 1
-        self._write(loss=loss, accuracy=accuracy)
+        order = ("loss", *scoring.metrics, "learning_rate")  # a compiled function sorts by name
+        self._write({name: scores[name] for name in order if name in scores})
 
-    def _validate(self, batches: Sequence[Batch]) -> None:
+    def _validate(self, batches: Iterable[Any]) -> None:
         """Scores the end of an epoch, and keeps the weights if they are the best so far."""
-        loss, accuracy = map(float, evaluate(self.model, batches))
-        if not math.isfinite(loss):
-            self._stop(f"the validation loss was {loss} after step {self.step}")
-        self._write(validation_loss=loss, validation_accuracy=accuracy)
-        score = loss if self.watch == "loss" else -accuracy
-        if self.best is None or score < self.best[1]:
+        scoring = self.scoring
+        scores = evaluate(
+            self.model,
+            batches,
+            loss=scoring.loss,
+            metrics=scoring.metrics,
+            forward=scoring.forward,
+        )
+        if not math.isfinite(scores["loss"]):
+            self._stop(f"the validation loss was {scores['loss']} after step {self.step}")
+        named = {f"validation_{name}": scores[name] for name in ("loss", *scoring.metrics)}
+        self._write(named)
+        score = scoring.sign * named[scoring.watch]
+        if math.isfinite(score) and (self.best is None or score < self.best[1]):
             self.best = self.epoch, score
             self.best_weights = state.weights(self.model)
 
-    def _write(self, **values: float) -> None:
-        record = {"epoch": self.epoch, "step": self.step, **values}
+    def _write(self, scores: Mapping[str, Any]) -> None:
+        values = {name: float(value) for name, value in scores.items()}
+        record = {
+            "epoch": self.epoch,
+            "step": self.step,
+            # JSON has no word for what is not finite.
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+            "seconds": round(monotonic() - self.started, 3),
+        }
         try:
             self.metrics.write(record)
         except OSError as error:
@@ -175,15 +224,17 @@ class Run:
         assert self.folder is not None
         path = self.folder / str(step)
         wanted = {"model": nnx.state(self.model), "optimizer": nnx.state(self.optimizer)}
+        watched = self.scoring.watch, self.scoring.sign
 
         def accept(notes: dict[str, Any], found: dict[str, list[Any]]) -> None:
             if notes["best"] is not None:
                 wanted["best"] = state.weights(self.model)
             state.check_layout(path, checkpoints.layout(state.host(wanted)), found)
-            if notes["best"] is not None and notes["watch"] != self.watch:
+            if notes["best"] is not None and (notes["watch"], notes["sign"]) != watched:
                 raise ValueError(
-                    f'The checkpoint `{path}` is of `fit(watch="{notes["watch"]}")`, '
-                    f'got "{self.watch}". Nothing was loaded.'
+                    f"The checkpoint `{path}` is of "
+                    f"`fit({_watching(notes['watch'], notes['sign'])})`, got "
+                    f"`{_watching(*watched)}`. Nothing was loaded."
                 )
             if notes["last"] is not None:
                 self._check_data(path, *notes["last"])
@@ -193,12 +244,13 @@ class Run:
         self.metrics = Metrics(metrics, Mark(*notes["metrics"]))
         self.epoch, self.position, self.step = notes["epoch"], notes["position"], notes["step"]
         self.best = notes["best"] and tuple(notes["best"])
+        self.started = monotonic() - notes["seconds"]
         self.saved = self.epoch, self.step
         self._restore(loaded)
 
     def _check_data(self, path: Path, epoch: int, number: int, digest: str) -> None:
-        batches = list(self.data(epoch))
-        if number >= len(batches) or state.digest(batches[number]) != digest:
+        batch = self.source.seek(epoch, number)
+        if batch is None or state.digest(batch) != digest:
             raise ValueError(
                 f"The checkpoint `{path}` was trained on other data: batch {number} of epoch "
                 f"{epoch} is not the same. Pass the same data, seed, batch size and buckets, or "
@@ -211,20 +263,27 @@ class Run:
         self.best_weights = saved.get("best")
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(loss: Loss) -> tuple[Callable[..., Scores], list[None]]:
-    """The training step, and a list that grows whenever it is compiled."""
-    traces: list[None] = []
+def _find(folder: Path, resume: bool) -> list[int]:
+    """The checkpoints of the run in a folder, or none where there is no run."""
+    found = checkpoints.steps(folder / "checkpoints")
+    if found and not resume:
+        raise ValueError(
+            f"`{folder}` holds a run of {found[-1]} steps. Pass `resume=True` to go on with it, or "
+            "another `folder`."
+        )
+    if not found and (folder / "metrics.jsonl").exists():
+        raise ValueError(
+            f"`{folder}` holds a `metrics.jsonl` but no checkpoint, so no run that could be "
+            "resumed. Pass another `folder`."
+        )
+    return found
 
-    @nnx.jit
-    def compiled(model: nnx.Module, optimizer: nnx.Optimizer, batch: Batch) -> Scores:
-        traces.append(None)
-        return train_on(model, optimizer, batch, loss)
 
-    return compiled, traces
+def _watching(watch: str, sign: int) -> str:
+    return f'watch="{watch}", better="{"lower" if sign > 0 else "higher"}"'
 
 
 def _failure(what: str, error: OSError) -> OSError:
     failure = OSError(f"{what}: {error.strerror}. What was there before is untouched.")
-    failure.errno = error.errno
+    failure.errno = error.errno or errno.EIO
     return failure

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrnn.data import Batch
-
 
 def weights(model: nnx.Module) -> Any:
     """All of a model's state but the counters of dropout: the early stop brings back no noise."""
@@ -71,11 +69,27 @@ def check_layout(path: Path, wanted: dict[str, list[Any]], found: dict[str, list
         raise ValueError("\n".join([sentence, *problems]))
 
 
-def digest(batch: Batch) -> str:
+def digest(batch: Any) -> str:
+    """SHA-256 over all arrays of a batch, with their names, dtypes and shapes."""
     digest = hashlib.sha256()
-    for value in batch:
-        if value is not None:
-            array = np.asarray(value, order="C")
-            digest.update(f"{array.dtype} {array.shape} ".encode())
-            digest.update(array.tobytes())
+    for name, value in named(batch).items():
+        array = np.asarray(_data(value), order="C")
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def learning_rate(optimizer: nnx.Optimizer) -> Any | None:
+    """The rate that `optax.inject_hyperparams` used last, times what plateaus made of it.
+
+    None where the optimizer's state holds no rate, or several.
+    """
+    arrays = named(nnx.state(optimizer))
+    rates = [array for name, array in arrays.items() if name.endswith(".hyperparams.learning_rate")]
+    if len(rates) != 1:
+        return None
+    (rate,) = rates
+    for name in arrays:
+        if name.endswith(".plateau_count"):
+            rate = rate * arrays[name.removesuffix("plateau_count") + "scale"].astype(rate.dtype)
+    return rate

@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM noted, so that a run ends between two steps and with a checkpoint."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Signals:
+    """Notes SIGINT and SIGTERM within a `with`, where they would have ended the process.
+
+    Handlers of the caller's own stay as they are. A second Ctrl-C ends the run at once, but for the
+    writing of a checkpoint, which nothing interrupts.
+
+    Args:
+        active: False leaves all signals alone.
+    """
+
+    def __init__(self, *, active: bool = True) -> None:
+        self._active = active
+        self.caught: int | None = None
+        self._saving = False
+        self._watched: list[tuple[int, object]] = []
+
+    def __enter__(self) -> "Signals":
+        if self._active and threading.current_thread() is threading.main_thread():
+            ends = ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
+            for number, default in ends:
+                if signal.getsignal(number) is default:
+                    self._watched.append((number, default))
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, default in self._watched:
+            signal.signal(number, default)  # type: ignore[arg-type]
+        self._watched.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == self.caught == signal.SIGINT and not self._saving:
+            raise KeyboardInterrupt
+        self.caught = number
+
+    @contextlib.contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """A part in which a second Ctrl-C is noted, too."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
+
+    def end(self, sentence: str) -> None:
+        """Ends the process, or the call, as the signal that was caught would have."""
+        if self.caught == signal.SIGINT:
+            raise KeyboardInterrupt(sentence)
+        if self.caught == signal.SIGTERM:
+            print(sentence, file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            signal.raise_signal(signal.SIGTERM)
