@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 from jaxrnn import data, training
-from jaxrnn.training import checkpoints
+from jaxrnn.training import checkpoints, state
 
 CLASSES = 3
 
@@ -525,3 +525,101 @@ def test_bad_arguments(options, match):
     settings = {"data": epoch, "epochs": 1, **options}
     with pytest.raises((ValueError, TypeError), match=match):
         training.fit(*start(), **settings)
+
+
+def test_a_resumed_run_stays_on_its_mesh(run, held_back):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    nodes = start(seed=5)
+    for node in nodes:
+        nnx.update(node, jax.device_put(nnx.state(node), placed))
+    # A finished run, so that no compiled step places anything anew.
+    training.fit(*nodes, epoch, epochs=2, validation=held_back, folder=run, resume=True)
+    leaves = jax.tree.leaves([nnx.state(node) for node in nodes])
+    assert {leaf.sharding for leaf in leaves} == {placed}
+
+
+class Keyed(nnx.Module):
+    """With keys of an implementation that is not the default one."""
+
+    def __init__(self, seed):
+        self.fc = nnx.Linear(2, CLASSES, rngs=nnx.Rngs(seed))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(jax.random.key(seed, impl="rbg")))
+
+    def __call__(self, x, *, lengths):
+        return self.fc(self.dropout(x.sum(1)))
+
+
+def test_keys_keep_their_implementation(tmp_path):
+    def begin(seed):
+        model = Keyed(seed)
+        return model, nnx.Optimizer(model, TX, wrt=nnx.Param)
+
+    whole, resumed = begin(0), begin(5)
+    training.fit(*whole, epoch, epochs=2)
+    training.fit(*begin(0), epoch, epochs=1, folder=tmp_path)
+    training.fit(*resumed, epoch, epochs=2, folder=tmp_path, resume=True)
+    assert arrays(*resumed) == arrays(*whole)
+    (key,) = jax.tree.leaves(nnx.state(resumed[0], nnx.RngKey))
+    assert jax.random.key_impl(key) == jax.random.key_impl(jax.random.key(0, impl="rbg"))
+
+
+def test_the_best_weights_do_not_bring_old_noise_back(held_back):
+    model, optimizer = start(optax.sgd(3.0))
+    history = training.fit(model, optimizer, epoch, epochs=40, validation=held_back, patience=2)
+    assert history.best < len(history["validation_loss"]) - 1
+    (count,) = jax.tree.leaves(nnx.state(model, nnx.RngCount))
+    assert int(count) == len(history["loss"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="directories are not synced there")
+def test_a_new_name_is_on_the_disk_before_the_old_ones_go(tmp_path, monkeypatch):
+    for step in (1, 2):
+        checkpoints.save(tmp_path, step, {"a": np.ones(2)}, {}, keep=3)
+    events, original = [], {name: getattr(os, name) for name in ("rename", "fsync")}
+
+    def rename(old, new):
+        events.append(("rename", str(new)))
+        original["rename"](old, new)
+
+    def fsync(descriptor):
+        events.append(("sync", os.fstat(descriptor).st_ino))
+        original["fsync"](descriptor)
+
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints.save(tmp_path, 3, {"a": np.ones(2)}, {}, keep=1)
+    named = events.index(("rename", str(tmp_path / "3")))
+    removed = [n for n, event in enumerate(events) if event[0] == "rename" and n > named]
+    assert len(removed) == 2
+    assert ("sync", tmp_path.stat().st_ino) in events[named + 1 : removed[0]]
+    for path in (tmp_path / "3").rglob("*"):  # Orbax's folders and files too
+        assert ("sync", path.stat().st_ino) in events[:named], path
+
+
+@pytest.mark.parametrize("number", [1, 3, 6])
+def test_a_checkpoint_has_its_name_as_long_as_it_is_whole(run, monkeypatch, number):
+    """Stopped before the n-th file of an old one is removed."""
+    left, unlink = [number], os.unlink
+
+    def stop(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        unlink(*args, **kwargs)
+
+    folder = run / "checkpoints"
+    monkeypatch.setattr(os, "unlink", stop)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(folder, 99, {"a": np.ones(2)}, {}, keep=1)
+    monkeypatch.undo()
+    assert 99 in checkpoints.steps(folder)
+    for step in checkpoints.steps(folder):
+        checkpoints.load(folder, step, lambda *_: None)
+
+
+def test_a_batch_is_told_from_one_of_another_shape_dtype_or_name():
+    array = np.arange(6, dtype=np.int32)
+    batches = [array, array.reshape(2, 3), array.reshape(3, 2), array.view(np.uint32)]
+    batches += [{"a": array}, {"b": array}, (array[:3], array[3:])]
+    assert len({state.digest(batch) for batch in batches}) == len(batches)
