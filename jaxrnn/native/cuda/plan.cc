@@ -1,0 +1,144 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "arguments.cuh"
+
+namespace jaxrnn::cuda {
+namespace {
+
+int gates_of(int cell) { return cell == LSTM ? 4 : cell == GRU ? 3 : 1; }
+int up(int a, int b) { return (a + b - 1) / b; }
+
+int blocks_of(const Problem& p) {
+  const int words = p.precision == BF16 ? p.hidden / 2 : p.hidden;
+  return words / 16 * (p.adjoint ? gates_of(p.cell) : 1);
+}
+
+int largest_divisor(int n, int limit) {
+  while (n % limit != 0) limit--;
+  return limit;
+}
+
+// Fills in how many warps split K, if none are named, and the chunk; empty if the registers do not hold it.
+std::optional<Form> fit(const Problem& p, Form form) {
+  const int units = 8 * form.unit_tiles;
+  if (p.hidden % units != 0 || p.hidden / units % form.k_split != 0) return {};
+  const int all_blocks = blocks_of(p);
+  if (all_blocks % form.k_split != 0) return {};
+  if (form.warps == 0) form.warps = largest_divisor(all_blocks / form.k_split, 8);
+  if (all_blocks % (form.k_split * form.warps) != 0) return {};
+
+  const int blocks = all_blocks / form.k_split / form.warps;
+  const int tiles = (p.adjoint ? 1 : gates_of(p.cell)) * form.unit_tiles * form.k_split;
+  const int both = tiles * form.row_tiles;
+  const int sums = both >= (p.adjoint ? 4 : 3) ? 1 : both == 2 ? 2 : 4;
+  // Of 255 registers: the weights, the sums, what everything else takes; the rest holds chunks. The
+  // estimate may be short by some, which the compiler's report shows: see `compile_form`.
+  const int cells = up(128 * form.unit_tiles * form.row_tiles, form.threads());
+  const int others = 30 + 12 * form.row_tiles + cells * (gates_of(p.cell) + (p.adjoint ? 4 : 1)) +
+                     (p.precision == FLOAT32 ? 8 + 4 * std::min(4, tiles) : 0);
+  const int room = std::min(128, 255 - others - blocks * tiles * 4 - sums * both * 4);
+  for (form.chunk = blocks; form.chunk > 0; form.chunk--) {
+    const int held = form.chunk * form.row_tiles * 8 * (form.chunk == blocks ? 1 : 2);
+    if (blocks % form.chunk == 0 && held <= room) return form;
+  }
+  return {};
+}
+
+std::optional<Plan> lay(const Problem& p, const Form& form, const Device& device) {
+  if (form.k_split > 1 && !device.clusters) return {};
+  // Clusters of four leave SMs over where a part of the chip has an odd number of them.
+  const int sms = form.k_split > 2 ? device.sms * 10 / 11 : device.sms;
+  return lay(p, form, sms * form.ctas_per_sm, device.smem / form.ctas_per_sm);
+}
+
+Form parse(int digits) {
+  return {digits / 10000, digits / 1000 % 10, digits / 100 % 10, digits / 10 % 10, digits % 10, 0};
+}
+
+}  // namespace
+
+std::optional<Plan> lay(const Problem& p, const Form& form, int ctas, int smem) {
+  const int group_ctas = p.hidden / (8 * form.unit_tiles);
+  const int most_groups = ctas / group_ctas;
+  if (most_groups < 1) return {};
+  const int own = (p.adjoint ? 1 : gates_of(p.cell)) * form.unit_tiles;
+  const int partial = form.warps * form.row_tiles * own * form.k_split * 128;
+  const int exchanged = form.k_split * form.row_tiles * own * 128;
+  const int states_at = form.k_split > 1 ? partial + 2 * exchanged : 2 * partial;
+  const int states = 2 * 128 * form.unit_tiles * form.row_tiles;  // of one sub-tile
+
+  const int tile_rows = 16 * form.row_tiles;
+  const int most_sub_tiles = (smem / 4 - states_at) / states;
+  if (most_sub_tiles < 1) return {};
+  Plan plan = {};
+  plan.form = form;
+  const int tiles = up(p.rows, tile_rows);
+  plan.sub_tiles = std::min(up(tiles, most_groups), most_sub_tiles);
+  plan.group_rows = plan.sub_tiles * tile_rows;
+  const int groups = std::min(most_groups, up(p.rows, plan.group_rows));
+  plan.launch_rows = groups * plan.group_rows;
+  plan.ctas = groups * group_ctas;
+  plan.smem = 4 * (states_at + plan.sub_tiles * states);
+  return plan;
+}
+
+// The rules were measured on an H200; benchmarks/gpu.py measures them again. A step costs one exchange,
+// which grows with the CTAs of a group, and then one pass for each sub-tile. So: the fewest units a CTA
+// with which the groups cover the batch in one pass, but at most 64 CTAs a group where that can be; if no
+// instance covers the batch, the most units.
+std::optional<Plan> choose(const Problem& p, const Device& device, int wanted) {
+  const auto plan_of = [&](Form form) -> std::optional<Plan> {
+    const std::optional<Form> fits = fit(p, form);
+    return fits ? lay(p, *fits, device) : std::nullopt;
+  };
+  if (wanted != 0) return plan_of(parse(wanted));
+
+  // The adjoint of many units reads most: a cluster that splits K reads half as much.
+  const int k_split = device.clusters && p.adjoint && p.hidden > (p.precision == BF16 ? 768 : 512) ? 2 : 1;
+  std::vector<Plan> plans;
+  for (int unit_tiles : {1, 2, 4})
+    if (auto plan = plan_of({unit_tiles, 1, 0, k_split, 1, 0})) plans.push_back(*plan);
+  if (plans.empty()) return {};
+
+  const auto passes = [&](const Plan& plan) { return plan.sub_tiles * up(p.rows, plan.launch_rows); };
+  const auto group_ctas = [&](const Plan& plan) { return p.hidden / (8 * plan.form.unit_tiles); };
+  const int least = p.rows >= 64 && p.hidden >= 256 ? 2 : 1;  // unit tiles: more rows, fewer readers
+  for (const Plan& plan : plans)
+    if (passes(plan) == 1 && group_ctas(plan) <= 64 && plan.form.unit_tiles >= least) return plan;
+  for (const Plan& plan : plans)
+    if (passes(plan) == 1) return plan;
+
+  Plan best = plans.back();
+  for (const Plan& plan : plans)
+    if (passes(plan) < passes(best)) best = plan;
+  // Two CTAs on an SM take turns: one computes while the other waits.
+  if (!p.adjoint && p.precision == BF16 && gates_of(p.cell) > 1)
+    for (int unit_tiles : {2, 1})
+      if (auto two = plan_of({unit_tiles, 1, 4, 1, 2, 0}); two && passes(*two) <= passes(best)) return two;
+  // Two tiles of rows share each weight that is read from a register.
+  if (auto two = plan_of({best.form.unit_tiles, 2, 0, k_split, 1, 0}); two && 2 * passes(*two) <= passes(best) + 1)
+    return two;
+  return best;
+}
+
+bool shrink(const Problem& p, Form* form) {
+  const int blocks = blocks_of(p) / form->k_split / form->warps;
+  for (int chunk = form->chunk - 1; chunk > 0; chunk--)
+    if (blocks % chunk == 0) {
+      form->chunk = chunk;
+      return true;
+    }
+  return false;
+}
+
+std::string instance(const Problem& p, const Form& f) {
+  std::string name = p.adjoint ? "adjoint<Form<" : "forward<Form<";
+  for (int n : {p.cell, p.precision, p.hidden, f.unit_tiles, f.row_tiles, f.warps, f.chunk, f.k_split})
+    name += std::to_string(n) + ",";
+  return name + (p.adjoint ? "true>>" : "false>>");
+}
+
+}  // namespace jaxrnn::cuda
