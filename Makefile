@@ -10,7 +10,7 @@ KERNEL := $(shell find jaxrnn/native -name '*.cc' -o -name '*.h' -o -name '*.cuh
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-newest bench lint format parity sanitize check-aarch64 wheel clean
+.PHONY: demo test test-fast test-newest test-gpu check-cuda bench lint format parity sanitize check-aarch64 wheel clean
 
 demo: $(VENV)/run
 	$(BIN)/python examples/spoken_vowels.py
@@ -26,6 +26,19 @@ test-fast: $(VENV)/test
 TESTS ?= -m core
 test-newest: $(NEWEST)/test
 	$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal --without torch $(TESTS)
+
+# On a machine with an NVIDIA GPU; an outcome a line in gpu-tests.txt. Products in full float32.
+test-gpu: $(VENV)/test
+	$(PIP) --editable '.[cuda]'
+	JAX_DEFAULT_MATMUL_PRECISION=highest XLA_PYTHON_CLIENT_PREALLOCATE=false \
+	  $(BIN)/python -m pytest -n 8 -v parity_tests/test_cuda.py parity_tests/test_strategies.py \
+	  parity_tests/test_transformations.py parity_tests/test_lengths.py \
+	  parity_tests/test_torch_layers.py parity_tests/test_torch_samples.py \
+	  > gpu-tests.txt 2>&1; code=$$?; tail -n 20 gpu-tests.txt; exit $$code
+
+# Every instance of the CUDA kernels, compiled for two architectures: many minutes, no GPU.
+check-cuda: $(VENV)/test
+	JAXRNN_EVERY_INSTANCE=1 $(PYTEST) parity_tests/test_cuda_compiled.py
 
 # `make bench FULL=1` measures the whole grid, for hours.
 bench: $(VENV)/bench

@@ -1,4 +1,4 @@
-"""A kernel for the whole sequence: C++ on a CPU.
+"""A kernel for the whole sequence: C++ on a CPU, CUDA on an NVIDIA GPU.
 
 Forward and backward are one call each (`jaxrnn/native`). Between them stand the gates of every step
 (4 H numbers a step for LSTM and GRU, and the LSTM's c): the backward pass reads them and overwrites
@@ -24,6 +24,7 @@ from jaxrnn.checks import InputError
 from jaxrnn.derivative import rule
 from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
 from jaxrnn.native.primitive import make_primitive
+from jaxrnn.strategies import cuda
 from jaxrnn.strategies.base import Base, Capabilities, require
 from jaxrnn.strategies.scan import ScanRecurrence, steps_per_iteration
 
@@ -33,11 +34,16 @@ CELLS = (cells.rnn_tanh, cells.rnn_relu, cells.lstm, cells.gru)
 CAPABILITIES = Capabilities(
     cells=CELLS, projections=False, dtypes=("float32", "float64"), side_by_side=64
 )
+ON_GPU = CAPABILITIES._replace(dtypes=None)
+"""`refusal` judges the dtypes itself: bfloat16 multiplies, float32 sums, float64 is `Scan`'s."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Native(Base):
-    """A C++ kernel on the CPU; elsewhere, and where the kernel cannot serve, `Scan`.
+    """A kernel for the whole sequence, C++ on a CPU and CUDA on an NVIDIA GPU; elsewhere `Scan`.
+
+    On a GPU products follow JAX's precision: TF32 for float32 by default, float32 itself at
+    `precision="highest"`, bfloat16 for `dtype=bfloat16`. Float64 and single steps run as `Scan`.
 
     Args:
         build: the instruction set, "avx512", "avx2" or "portable"; None takes the best that this
@@ -70,7 +76,7 @@ class Native(Base):
 
     @property
     def capabilities(self) -> Capabilities:
-        return CAPABILITIES
+        return ON_GPU if jax.default_backend() == "gpu" else CAPABILITIES
 
     def refusal(self, cell: Cell, weights: Weights, x: Array, carry: Carry) -> str:
         if not native.load():
@@ -85,6 +91,9 @@ class Native(Base):
         steps = [
             size for size in x.shape[:2] if isinstance(size, int)
         ]  # a symbolic one is exported
+        if not why and jax.default_backend() == "gpu" and carry[0].dtype != jnp.float64:
+            lacks = cuda.refusal(weights, carry)
+            why = lacks and f"strategies.Native runs on this GPU only in part: {lacks}."
         if not why and math.prod(steps) >= 2**31:
             why = f"strategies.Native takes T * B below 2**31, got {x.shape[:2]}."
         return why
@@ -166,7 +175,7 @@ def _saved_shapes(call: ForwardCall, x: Array, carry: Carry) -> Saved:
     cs = (steps, batch, hidden) if cell.states > 1 else (0,)
     if not call.save:
         gates = cs = (0,)
-    return Saved(jax.ShapeDtypeStruct(gates, dtype), jax.ShapeDtypeStruct(cs, dtype))
+    return Saved(jax.ShapeDtypeStruct(gates, x.dtype), jax.ShapeDtypeStruct(cs, dtype))
 
 
 def _forward_plain(call: ForwardCall, weights: Weights, x: Array, carry: Carry, mask: Array | None):
@@ -252,5 +261,41 @@ def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):
     )
 
 
-forward = make_primitive("jaxrnn_forward", _forward_plain, {"cpu": _forward_on_cpu})
-adjoint = make_primitive("jaxrnn_adjoint", _adjoint_plain, {"cpu": _adjoint_on_cpu})
+def _direction(kernel: Kernel) -> cuda.Direction:
+    return cuda.Direction(kernel.cell, CELLS.index(kernel.cell), kernel.precision, kernel.reverse)
+
+
+def _served_on_cuda(weights: Weights, x: Array, carry: Carry) -> bool:
+    """A single step costs less as XLA's own operations."""
+    return x.shape[0] > 1 and not cuda.refusal(weights, carry)
+
+
+def _forward_on_cuda(
+    call: ForwardCall, weights: Weights, x: Array, carry: Carry, mask: Array | None
+):
+    if not _served_on_cuda(weights, x, carry):
+        return _forward_plain(call, weights, x, carry, mask)
+    ys, last, gates, cs = cuda.forward(_direction(call.kernel), call.save, weights, x, carry, mask)
+    return ys, last, Saved(gates, cs)
+
+
+def _adjoint_on_cuda(call: AdjointCall, fixed: Any, cotangents: Any):
+    weights, x, carry, mask, ys, saved = fixed
+    if not _served_on_cuda(weights, x, carry):
+        return _adjoint_plain(call, fixed, cotangents)
+    dweights, dx, dcarry = cuda.adjoint(
+        _direction(call.kernel),
+        (weights, x, carry, mask, ys, *saved),
+        cotangents,
+        with_dx=call.with_dx,
+        with_weights=call.with_weights,
+    )
+    return None if dweights is None else Weights(*dweights)._replace(cell=[]), dx, dcarry
+
+
+forward = make_primitive(
+    "jaxrnn_forward", _forward_plain, {"cpu": _forward_on_cpu, "cuda": _forward_on_cuda}
+)
+adjoint = make_primitive(
+    "jaxrnn_adjoint", _adjoint_plain, {"cpu": _adjoint_on_cpu, "cuda": _adjoint_on_cuda}
+)

@@ -1,0 +1,149 @@
+"""The CUDA kernels on a CPU: the emulator in place of `jax.ffi.ffi_call`, for eager calls."""
+
+import ctypes
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from jaxrnn import native
+from jaxrnn.native import cuda
+
+SOURCES = Path(native.__file__).parent / "cuda"
+ALLOWED_SMEM = 227 * 1024
+
+INPUTS = {
+    cuda.FORWARD: ("gx", "weights", "b_hn", "h0", "h0_exact", "c0", "previous"),
+    cuda.ADJOINT: (
+        *("weights", "h0_exact", "c0", "previous", "following", "ys", "gates", "cs"),
+        *("d_ys", "d_h_last", "d_c_last"),
+    ),
+}
+OUTPUTS = {
+    cuda.FORWARD: ("ys", "h_last", "c_last", "gates", "cs"),
+    cuda.ADJOINT: ("dg", "d_gx_n", "d_h0", "d_c0"),
+}
+POINTERS = (
+    *("gx", "weights", "b_hn", "h0", "h0_exact", "c0", "previous", "following", "ys", "h_last"),
+    *("c_last", "gates", "cs", "d_ys", "d_h_last", "d_c_last", "dg", "d_gx_n", "d_h0", "d_c0"),
+    "failed",
+)
+NUMBERS = (
+    *("steps", "batch", "row_begin", "row_end", "group_rows", "sub_tiles", "gates_stride"),
+    *("reverse", "patience", "mute"),
+)
+
+
+class Arguments(ctypes.Structure):
+    """The struct of arguments.cuh."""
+
+    _fields_ = [(n, ctypes.c_void_p) for n in POINTERS] + [(n, ctypes.c_int) for n in NUMBERS]
+
+
+PLAN = (
+    *("unit_tiles", "row_tiles", "warps", "k_split", "ctas_per_sm", "chunk"),
+    *("ctas", "smem", "group_rows", "sub_tiles", "launch_rows"),
+)
+
+
+def plan_of(problem, *, sms=132, smem=ALLOWED_SMEM, clusters=True, form=0):
+    """The plan for `problem` (cell, precision, padded hidden, rows, is adjoint), or None."""
+    numbers = (ctypes.c_int * len(PLAN))()
+    given = (ctypes.c_int * 5)(*map(int, problem))
+    found = cuda.library().jaxrnn_cuda_plan(given, sms, smem, int(clusters), form, numbers)
+    return dict(zip(PLAN, numbers, strict=True)) if found else None
+
+
+def instance_of(problem, plan):
+    cell, precision, hidden, _, is_adjoint = problem
+    shape = [plan[n] for n in ("unit_tiles", "row_tiles", "warps", "chunk", "k_split")]
+    numbers = ",".join(map(str, (cell, precision, hidden, *shape)))
+    name, flag = ("adjoint", "true") if is_adjoint else ("forward", "false")
+    return f"{name}<Form<{numbers},{flag}>>"
+
+
+def build(instances, folder):
+    """The emulator with these instances, compiled by g++."""
+    rows = [f'{{"{i}", [](const Arguments& p) {{ {i}(p); }}}},' for i in sorted(instances)]
+    (folder / "instances.inc").write_text("\n".join(rows))
+    library = folder / "emulator.so"
+    command = [shutil.which("g++"), "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{SOURCES}"]
+    command += [f'-DINSTANCES="{folder}/instances.inc"', "-o", library, SOURCES / "emulator.cc"]
+    subprocess.run(list(map(str, command)), check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.jaxrnn_emulate.restype = ctypes.c_char_p
+    return loaded
+
+
+def numpy_of(a):
+    dtype = ml_dtypes.bfloat16 if a.dtype == jnp.bfloat16 else a.dtype
+    return np.ascontiguousarray(np.asarray(a), dtype)
+
+
+class Device:
+    """A GPU.
+
+    Args:
+        library: of `build`.
+        mute: the CTA that never writes.
+        patience: polls before a reader gives up.
+        options: of `plan_of`: the GPU's size, or a form for every plan.
+    """
+
+    def __init__(self, library, *, mute=-1, patience=2000, **options):
+        self.library, self.mute, self.patience, self.options = library, mute, patience, options
+        self.failed = np.zeros(1, np.uint32)
+
+    def ffi_call(self, target, shapes):
+        def run(*operands, cell, precision, reverse, form):
+            arrays = dict(zip(INPUTS[target], map(numpy_of, operands), strict=True))
+            for name, shape in zip(OUTPUTS[target], shapes, strict=True):
+                dtype = ml_dtypes.bfloat16 if shape.dtype == jnp.bfloat16 else shape.dtype
+                filled = np.full(
+                    int(np.prod(shape.shape)) * np.dtype(dtype).itemsize, 255, np.uint8
+                )
+                arrays[name] = filled.view(dtype).reshape(shape.shape)
+            self._launch(target, arrays, int(cell), int(precision), bool(reverse))
+            return [jnp.asarray(arrays[name]) for name in OUTPUTS[target]]
+
+        return run
+
+    def _launch(self, target, arrays, cell, precision, reverse):
+        steps, batch, hidden = arrays["ys"].shape
+        problem = cell, precision, hidden, batch, target == cuda.ADJOINT
+        plan = plan_of(problem, **self.options)
+        arguments = Arguments(
+            steps=steps,
+            batch=batch,
+            group_rows=plan["group_rows"],
+            sub_tiles=plan["sub_tiles"],
+            gates_stride=hidden * (4 if cell >= 2 else 1),
+            reverse=reverse,
+            patience=self.patience,
+            mute=self.mute,
+            failed=self.failed.ctypes.data,
+        )
+        if target == cuda.ADJOINT and not arrays["gates"].size:
+            arrays["gates"] = arrays["ys"]
+        for name, array in arrays.items():
+            setattr(arguments, name, array.ctypes.data if array.size else None)
+        for row in range(0, batch, plan["launch_rows"]):
+            arguments.row_begin, arguments.row_end = row, min(batch, row + plan["launch_rows"])
+            fault = self.library.jaxrnn_emulate(
+                instance_of(problem, plan).encode(),
+                *(plan["ctas"], plan["warps"] * 32, plan["k_split"], plan["smem"]),
+                ctypes.byref(arguments),
+            )
+            assert fault is None, fault.decode()
+
+
+def instances_of(cases):
+    """Every instance that the cases need: dicts with `problem` and the `options` of `plan_of`."""
+    for case, is_adjoint in itertools.product(cases, (False, True)):
+        problem = (*case["problem"], is_adjoint)
+        plan = plan_of(problem, **case["options"])
+        yield instance_of(problem, plan)

@@ -1,0 +1,129 @@
+"""The CUDA kernels on a GPU, against `Scan`; skipped without one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrnn import cells, strategies
+from jaxrnn.cells import Weights
+from jaxrnn.native import cuda as device_code
+from jaxrnn.strategies import cuda
+
+needs_gpu = pytest.mark.skipif(
+    jax.default_backend() != "gpu" or not device_code.load(), reason="needs an NVIDIA GPU"
+)
+
+BARS = {"bfloat16": 3e-2, "default": 5e-3, "highest": 1e-5}
+CELLS = {c.name: c for c in (cells.lstm, cells.gru, cells.rnn_tanh)}
+
+
+def layer_of(cell, hidden, batch, steps=12, dtype=jnp.float32):
+    rng = np.random.default_rng(hidden + batch)
+
+    def draw(*shape, scale=1.0):
+        return jnp.asarray(rng.standard_normal(shape) * scale, jnp.float32)
+
+    rows = cell.gates * hidden
+    weights = Weights(
+        draw(rows, 4, scale=0.5),
+        draw(rows, hidden, scale=hidden**-0.5),
+        draw(rows),
+        draw(rows, scale=0.3),
+    )
+    weights = jax.tree.map(lambda a: a.astype(dtype), weights)
+    carry = tuple(draw(batch, hidden, scale=0.5) for _ in range(cell.states))
+    return weights, draw(steps, batch, 4).astype(dtype), carry
+
+
+def mask_of(kind, steps, batch):
+    if kind == "dense":
+        return None
+    rng = np.random.default_rng(1)
+    if kind == "any":
+        return jnp.asarray(rng.random((steps, batch)) < 0.6)
+    lengths = jnp.asarray(rng.integers(0, steps + 1, batch))
+    return jnp.arange(steps)[:, None] < lengths[None, :]
+
+
+def value_and_gradients(strategy, cell, weights, x, carry, mask, precision):
+    def loss(weights, x, carry):
+        ys, last = strategy(cell, weights, x, carry, mask, precision=precision)
+        total = (ys.astype(jnp.float32) ** 2).sum()
+        return total + sum((a**2).sum() for a in last), (ys, last)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(weights, x, carry)
+
+
+def wide(tree):
+    return jax.tree.map(lambda a: a.astype(jnp.float64), tree)
+
+
+def assert_close(found, wanted, bar):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        error = jnp.linalg.norm((a.astype(jnp.float64) - b).ravel())
+        assert error <= bar * jnp.linalg.norm(b.ravel())
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("kind", ["dense", "lengths", "any"])
+@pytest.mark.parametrize("precision", BARS)
+@pytest.mark.parametrize(("hidden", "batch"), [(100, 5), (256, 40)])
+def test_against_float64(name, kind, precision, hidden, batch):
+    cell, low = CELLS[name], precision == "bfloat16"
+    dtype = jnp.bfloat16 if low else jnp.float32
+    weights, x, carry = layer_of(cell, hidden, batch, dtype=dtype)
+    mask = mask_of(kind, x.shape[0], batch)
+    wanted = value_and_gradients(strategies.Scan(), cell, *wide((weights, x, carry)), mask, None)
+    named = None if low else precision
+    found = value_and_gradients(strategies.Native(), cell, weights, x, carry, mask, named)
+    assert_close(found, wanted, BARS[precision])
+
+
+@needs_gpu
+def test_the_kernel_is_what_runs():
+    weights, x, carry = layer_of(cells.lstm, 64, 3)
+    text = jax.jit(strategies.Native(), static_argnums=0).lower(cells.lstm, weights, x, carry)
+    assert device_code.FORWARD in text.as_text()
+    single = jax.jit(strategies.Native(), static_argnums=0).lower(cells.lstm, weights, x[:1], carry)
+    assert device_code.FORWARD not in single.as_text()
+
+
+@needs_gpu
+def test_a_cta_that_never_writes_is_one_error_and_the_next_call_works():
+    weights, x, carry = layer_of(cells.lstm, 256, 16, steps=64)
+    run = jax.jit(lambda x: strategies.Native()(cells.lstm, weights, x, carry)[0])
+    good = run(x).block_until_ready()
+    device_code.library().jaxrnn_cuda_mute(3)
+    assert jnp.isnan(run(x)).any()
+    with pytest.raises(Exception, match="waited too long"):
+        run(x).block_until_ready()
+    assert jnp.array_equal(run(x), good)
+
+
+def test_steps_that_continue_each_other():
+    mask = jnp.array([[1, 0], [0, 0], [1, 1], [1, 0]], bool)
+    previous, following = cuda.order_steps(mask, reverse=False)
+    assert previous.T.tolist() == [[-1, -2, 0, 2], [-2, -2, -1, -2]]
+    assert following.T.tolist() == [[2, -1, 3, -1], [-1, -1, -1, -1]]
+    previous, following = cuda.order_steps(mask, reverse=True)
+    assert previous.T.tolist() == [[2, -2, 3, -1], [-2, -2, -1, -2]]
+    assert following.T.tolist() == [[-1, -1, 0, 2], [-1, -1, -1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "config", "products"),
+    [
+        (jnp.bfloat16, "highest", None, cuda.BF16),
+        (jnp.float32, None, None, cuda.TF32),
+        (jnp.float32, "highest", None, cuda.FLOAT32),
+        (jnp.float32, jax.lax.Precision.HIGHEST, None, cuda.FLOAT32),
+        (jnp.float32, ("default", "highest"), None, cuda.FLOAT32),
+        (jnp.float32, None, "float32", cuda.FLOAT32),
+        (jnp.float32, "default", "highest", cuda.TF32),
+    ],
+)
+def test_the_products_follow_jax(dtype, precision, config, products):
+    with jax.default_matmul_precision(config):
+        assert cuda.products(dtype, precision) == products

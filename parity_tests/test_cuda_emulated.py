@@ -1,0 +1,188 @@
+"""The CUDA kernels, run by the emulator, against float64: no GPU is needed."""
+
+import itertools
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import emulated
+from jaxrnn import strategies
+from jaxrnn.cells import Weights
+from jaxrnn.native import cuda as device_code
+from jaxrnn.strategies import cuda
+from jaxrnn.strategies.native import CELLS
+
+if device_code.library() is None:
+    pytest.skip("this build of jaxrnn has no CUDA kernels", allow_module_level=True)
+if shutil.which("g++") is None:
+    pytest.skip("the emulator needs g++", allow_module_level=True)
+
+STEPS = 6
+BARS = {cuda.BF16: 2e-2, cuda.TF32: 3e-3, cuda.FLOAT32: 5e-6}
+TANH, RELU, LSTM, GRU = range(4)
+
+
+def case(cell, precision, hidden, batch, **options):
+    padded = device_code.padded(hidden)
+    problem = cell, precision, padded, batch
+    return SimpleNamespace(
+        cell=cell,
+        precision=precision,
+        hidden=hidden,
+        batch=batch,
+        problem=problem,
+        options=options,
+    )
+
+
+CASES = {
+    "lstm bf16": case(LSTM, cuda.BF16, 64, 5),
+    "lstm tf32": case(LSTM, cuda.TF32, 20, 5),
+    "lstm float32": case(LSTM, cuda.FLOAT32, 20, 5),
+    "gru bf16": case(GRU, cuda.BF16, 20, 5),
+    "gru tf32": case(GRU, cuda.TF32, 20, 5),
+    "gru float32": case(GRU, cuda.FLOAT32, 64, 5),
+    "tanh float32": case(TANH, cuda.FLOAT32, 20, 5),
+    "relu bf16": case(RELU, cuda.BF16, 20, 5),
+    # Digits of `form`: unit tiles, row tiles, warps, CTAs that split K, CTAs on an SM.
+    "two groups, a tail of rows": case(LSTM, cuda.BF16, 64, 19, form=11211, sms=16),
+    "two sub-tiles": case(GRU, cuda.FLOAT32, 64, 19, form=11411, sms=8),
+    "two launches": case(LSTM, cuda.BF16, 64, 19, form=41211, sms=2, smem=37_000),
+    "split K": case(LSTM, cuda.FLOAT32, 64, 5, form=11221, sms=16),
+    "split K and sub-tiles": case(GRU, cuda.BF16, 64, 19, form=11121, sms=8),
+    "two tiles of units and of rows": case(LSTM, cuda.BF16, 64, 37, form=22211, sms=8),
+    "cells that do not fill the threads": case(GRU, cuda.BF16, 192, 17, form=21611, sms=24),
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    needed = emulated.instances_of(vars(c) for c in CASES.values())
+    return emulated.build(set(needed), tmp_path_factory.mktemp("emulator"))
+
+
+def arrays_of(c, seed=0):
+    """Weights, x, carry and cotangents in float64, exact in the case's dtype of products."""
+    rng = np.random.default_rng(seed)
+    cell, io = CELLS[c.cell], jnp.bfloat16 if c.precision == cuda.BF16 else jnp.float32
+
+    def draw(*shape, scale=1.0):
+        drawn = rng.standard_normal(shape) * scale
+        return jnp.asarray(drawn).astype(io).astype(jnp.float64)
+
+    rows, h = cell.gates * c.hidden, c.hidden
+    weights = Weights(
+        draw(rows, 3, scale=0.5), draw(rows, h, scale=h**-0.5), draw(rows), draw(rows, scale=0.3)
+    )
+    x = draw(STEPS, c.batch, 3)
+    carry = tuple(draw(c.batch, h, scale=0.5) for _ in range(cell.states))
+    d_ys = draw(STEPS, c.batch, h)
+    d_last = tuple(draw(c.batch, h) for _ in range(cell.states))
+    return weights, x, carry, (d_ys, d_last)
+
+
+def mask_of(kind, batch):
+    if kind == "dense":
+        return None
+    rng = np.random.default_rng(1)
+    if kind == "lengths":
+        lengths = rng.integers(0, STEPS + 1, batch)
+        lengths[0], lengths[-1] = 0, STEPS
+        return jnp.arange(STEPS)[:, None] < lengths[None, :]
+    return jnp.asarray(rng.random((STEPS, batch)) < 0.6)
+
+
+def in_dtypes(c, weights, x, carry, cotangents):
+    io = jnp.bfloat16 if c.precision == cuda.BF16 else jnp.float32
+    to = lambda dtype, tree: jax.tree.map(lambda a: a.astype(dtype), tree)  # noqa: E731
+    return to(io, weights), to(io, x), to(jnp.float32, carry), to(jnp.float32, cotangents)
+
+
+def direction_of(c, reverse):
+    precision = "highest" if c.precision == cuda.FLOAT32 else None
+    return cuda.Direction(CELLS[c.cell], c.cell, precision, reverse)
+
+
+def run(c, device, monkeypatch, arrays, mask, reverse):
+    """The kernels' outputs and cotangents, as one flat dict."""
+    monkeypatch.setattr(jax.ffi, "ffi_call", device.ffi_call)
+    weights, x, carry, cotangents = in_dtypes(c, *arrays)
+    direction = direction_of(c, reverse)
+    ys, last, gates, cs = cuda.forward(direction, True, weights, x, carry, mask)
+    fixed = weights, x, carry, mask, ys, gates, cs
+    dweights, dx, dcarry = cuda.adjoint(direction, fixed, cotangents)
+    return named(ys, last, dweights, dx, dcarry)
+
+
+def named(ys, last, dweights, dx, dcarry):
+    out = {"ys": ys, "dx": dx}
+    out |= {f"last {i}": a for i, a in enumerate(last)}
+    named_weights = zip(Weights._fields[:4], dweights[:4], strict=True)
+    out |= {f"d{n}": a for n, a in named_weights}
+    return out | {f"dcarry {i}": a for i, a in enumerate(dcarry)}
+
+
+def expected(c, arrays, mask, reverse):
+    weights, x, carry, cotangents = arrays
+    turn = lambda a: a[::-1] if reverse and a is not None else a  # noqa: E731
+
+    def layer(weights, x, carry):
+        ys, last = strategies.Scan()(CELLS[c.cell], weights, turn(x), carry, turn(mask))
+        return turn(ys), last
+
+    (ys, last), pull = jax.vjp(layer, weights, x, carry)
+    dweights, dx, dcarry = pull(cotangents)
+    return named(ys, last, dweights, dx, dcarry)
+
+
+def compare(found, wanted, bar):
+    for name, a in wanted.items():
+        error = jnp.linalg.norm((found[name].astype(jnp.float64) - a).ravel())
+        assert error <= bar * jnp.linalg.norm(a.ravel()), name
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reverse"),
+    [
+        *itertools.product(CASES, ["dense"], [False]),
+        *((name, "lengths", True) for name in list(CASES)[:3]),
+        ("gru float32", "lengths", False),
+        ("two sub-tiles", "any", False),
+        ("split K and sub-tiles", "any", True),
+        ("tanh float32", "any", True),
+        ("lstm float32", "dense", True),
+    ],
+)
+def test_against_float64(name, kind, reverse, library, monkeypatch):
+    c = CASES[name]
+    arrays, mask = arrays_of(c), mask_of(kind, c.batch)
+    wanted = expected(c, arrays, mask, reverse)
+    device = emulated.Device(library, **c.options)
+    found = run(c, device, monkeypatch, arrays, mask, reverse)
+    # relu's derivative jumps where rounding changes a sign
+    compare(found, wanted, 5e-2 if c.cell == RELU else BARS[c.precision])
+    assert not device.failed.any()
+
+
+def test_a_cta_that_never_writes_ends_in_nan_and_a_flag(library, monkeypatch):
+    c = CASES["lstm bf16"]
+    device = emulated.Device(library, mute=1, patience=20)
+    found = run(c, device, monkeypatch, arrays_of(c), None, False)
+    assert jnp.isnan(found["ys"]).any()
+    assert device.failed.all()
+
+
+def test_nan_in_an_input_spreads_and_nobody_waits(library, monkeypatch):
+    c = CASES["gru float32"]
+    weights, x, (h,), cotangents = arrays_of(c)
+    ones = jnp.asarray(np.array(-1).astype(np.int64).view(np.float64))  # the pattern of the poison
+    arrays = weights, x.at[2, 0].set(jnp.nan), (h.at[1].set(ones),), cotangents
+    device = emulated.Device(library)
+    found = run(c, device, monkeypatch, arrays, None, False)
+    wanted = expected(c, arrays, None, False)
+    assert jnp.array_equal(jnp.isnan(found["ys"]), jnp.isnan(wanted["ys"]))
+    assert not device.failed.any()
