@@ -1,0 +1,158 @@
+"""One command: the CUDA kernels against cuDNN, Flax and `jax.experimental.rnn` on one GPU.
+
+    python benchmarks/gpu.py [--seconds 240] [--out benchmarks/results] [--only lstm,bfloat16]
+
+Every peer of every point is one task. Workers compile side by side, take turns on the GPU for the
+timings, and write each result as a line of JSON as soon as it is there. What the time limit cuts
+off is missing from the table, not wrong in it.
+"""
+
+import argparse
+import dataclasses
+import fcntl
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+JAX_WORKERS, TORCH_WORKERS = 9, 3
+STEPS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One peer at one point. `dtype`: "float32" (TF32 products), "highest" or "bfloat16"."""
+
+    peer: str
+    cell: str
+    dtype: str
+    batch: int
+    hidden: int
+    lengths: str = "dense"
+    mode: str = "inference"
+    layers: int = 1
+    directions: int = 1
+    steps: int = STEPS
+
+    def point(self) -> tuple:
+        return dataclasses.astuple(self)[1:]
+
+    def framework(self) -> str:
+        return "torch" if self.peer.startswith("cudnn") else "jax"
+
+
+SIZES = list(itertools.product((16, 64, 256, 1), (512, 256, 1024, 128, 768, 64)))
+CELLS, DTYPES = ("lstm", "gru", "rnn"), ("bfloat16", "float32", "highest")
+FEW = [(16, 512), (64, 256)]
+LONG = [(65_536, 256), (65_536, 64), (65_536, 512), (1_048_576, 256)]
+
+
+def tasks() -> Iterator[Task]:
+    """The most telling first, for the time may not suffice for all."""
+    modes = "inference", "training"
+    everywhere = list(itertools.product(CELLS, SIZES, DTYPES))
+    for cell, (batch, hidden), dtype in everywhere:
+        for mode, peer in itertools.product(modes, ("native", "cudnn graph", "cudnn")):
+            yield Task(peer, cell, dtype, batch, hidden, "dense", mode)
+    for steps, hidden in LONG:
+        for mode in modes:
+            yield Task("shooting", "lstm", "highest", 1, hidden, mode=mode, steps=steps)
+            yield Task("cudnn", "lstm", "highest", 1, hidden, mode=mode, steps=steps)
+    for cell, (batch, hidden), dtype in everywhere:
+        for mode, peer in itertools.product(modes, ("native", "cudnn")):
+            yield Task(peer, cell, dtype, batch, hidden, "ragged", mode)
+    for (batch, hidden), dtype, mode in itertools.product(FEW, DTYPES[:2], modes):
+        for peer in ("flax", "jax.experimental.rnn", "scan"):
+            yield Task(peer, "lstm", dtype, batch, hidden, mode=mode)
+        for peer in ("native", "cudnn", "cudnn graph"):
+            yield Task(peer, "lstm", dtype, batch, hidden, mode=mode, layers=2, directions=2)
+
+
+class Turn:
+    """The GPU, for one process at a time."""
+
+    def __init__(self, folder: Path):
+        self.file = (folder / "gpu.lock").open("w")
+
+    def __enter__(self) -> None:
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self.file, fcntl.LOCK_UN)
+
+
+def work(framework: str, share: int, shares: int, folder: Path, deadline: float) -> None:
+    """Run this worker's share of the tasks and append their results."""
+    chosen = [task for task in selected() if task.framework() == framework]
+    module = __import__(f"gpu_{framework}")
+    turn = Turn(folder)
+    for task in chosen[share::shares]:
+        if time.time() > deadline:
+            return
+        row = dataclasses.asdict(task)
+        try:
+            row |= module.measure(task, turn)
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {error}"[:300]
+        append(folder / "gpu.jsonl", row)
+
+
+def append(path: Path, row: dict) -> None:
+    with path.open("a") as file:  # one short write, which O_APPEND keeps whole
+        file.write(json.dumps(row) + "\n")
+
+
+def selected() -> list[Task]:
+    words = os.environ.get("JAXRNN_GPU_ONLY", "")
+    every = list(dict.fromkeys(tasks()))
+    wanted = set(filter(None, words.split(",")))
+    return [t for t in every if wanted <= {t.peer, t.cell, t.dtype, t.lengths, t.mode}]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--only", default="", help="words that a task must have, with commas")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        framework, share, shares, deadline = given.worker
+        work(framework, int(share), int(shares), given.out, float(deadline))
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "gpu.jsonl").unlink(missing_ok=True)
+    environment = os.environ | {
+        "JAXRNN_GPU_ONLY": given.only,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    start = time.time()
+    deadline = start + given.seconds - 15  # the report comes after
+    command = [sys.executable, __file__, "--out", str(given.out), "--worker"]
+    workers = [
+        subprocess.Popen(
+            [*command, framework, str(share), str(shares), str(deadline)],
+            env=environment,
+            stderr=(given.out / f"gpu-{framework}-{share}.log").open("w"),
+        )
+        for framework, shares in (("jax", JAX_WORKERS), ("torch", TORCH_WORKERS))
+        for share in range(shares)
+    ]
+    for worker in workers:
+        try:
+            worker.wait(max(1.0, deadline + 8 - time.time()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+    import gpu_report
+
+    gpu_report.write(given.out)
+    print(f"{time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

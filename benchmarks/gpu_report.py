@@ -1,0 +1,176 @@
+"""The table, JSON and figure of benchmarks/gpu.py, from its lines of results."""
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SUBJECT = "native"
+PEERS = ("cudnn graph", "cudnn", "scan", "flax", "jax.experimental.rnn")
+KEYS = ("cell", "dtype", "batch", "hidden", "lengths", "mode", "layers", "directions", "steps")
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+# An H200, as measured: operations a second of each unit, bytes a second from memory and L2.
+FLOPS = {"bfloat16": 790e12, "float32": 390e12, "highest": 130e12}
+MEMORY, L2 = 4.3e12, 5.5e12
+LATENCY = 0.4e-6  # of an exchange within 8 CTAs, and again of a pass through a step
+
+
+def floor(row: dict[str, Any]) -> float:
+    """Microseconds a step that the machine needs at least, for inference."""
+    batch, hidden, gates = row["batch"], row["hidden"], GATES[row["cell"]]
+    size = 2 if row["dtype"] == "bfloat16" else 4
+    products = 4 * batch * gates * hidden * hidden / FLOPS[row["dtype"]]  # of x and of h
+    streamed = batch * (gates + 2) * hidden * size / MEMORY
+    exchanged = batch * hidden * size * max(1, hidden // 8 // 4) / L2
+    return (max(products, streamed, exchanged) + 2 * LATENCY) * 1e6
+
+
+def collect(lines: Iterable[str]) -> dict[tuple, dict[str, Any]]:
+    """Results by point, then by peer."""
+    points: dict[tuple, dict[str, Any]] = {}
+    for line in lines:
+        row = json.loads(line)
+        point = points.setdefault(tuple(row[k] for k in KEYS), {})
+        point[row["peer"]] = row
+    return points
+
+
+def geometric_mean(values: Iterable[float]) -> float | None:
+    logs = [math.log(v) for v in values]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+def ratios(points: dict[tuple, dict[str, Any]], peer: str, **wanted: Any) -> list[float]:
+    """Time of the peer over ours, at every point that has both."""
+    found = []
+    for key, rows in points.items():
+        named = dict(zip(KEYS, key, strict=True))
+        if all(named[k] in v for k, v in wanted.items()) and SUBJECT in rows and peer in rows:
+            ours, theirs = rows[SUBJECT].get("us"), rows[peer].get("us")
+            if ours and theirs:
+                found.append(theirs / ours)
+    return found
+
+
+def machine() -> dict[str, str]:
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    gpu = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    versions = {"gpu": gpu, "python": platform.python_version()}
+    for name in ("jax", "jaxlib", "flax", "torch"):
+        try:
+            versions[name] = __import__(name).__version__
+        except ImportError:
+            versions[name] = "absent"
+    return versions
+
+
+def write(folder: Path) -> None:
+    points = collect((folder / "gpu.jsonl").read_text().splitlines())
+    about = machine()
+    rows = [row for peers in points.values() for row in peers.values()]
+    (folder / "gpu.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    text = [f"{name}: {value}" for name, value in about.items()]
+    text += ["", *summary(points), "", *table(points), "", *long_sequences(points)]
+    (folder / "gpu.md").write_text("\n".join(text) + "\n")
+    print("\n".join(text))
+    try:
+        draw(points, folder / "gpu.png")
+    except ImportError:
+        print("no figure: matplotlib is not installed")
+
+
+def summary(points: dict[tuple, dict[str, Any]]) -> list[str]:
+    lines = [
+        "| against | mode | lengths | points | geometric mean | least |",
+        "|---|---|---|---|---|---|",
+    ]
+    for peer in PEERS:
+        for mode in ("inference", "training"):
+            for lengths in ("dense", "ragged"):
+                found = ratios(points, peer, mode=(mode,), lengths=(lengths,))
+                mean = geometric_mean(found)
+                if mean:
+                    numbers = f"{len(found)} | {mean:.2f} | {min(found):.2f}"
+                    lines.append(f"| {peer} | {mode} | {lengths} | {numbers} |")
+    return lines
+
+
+def table(points: dict[tuple, dict[str, Any]]) -> list[str]:
+    names = [SUBJECT, *PEERS]
+    lines = [
+        "Microseconds a step.",
+        "",
+        "| " + " | ".join([*KEYS[:-1], *names, "share of the floor"]) + " |",
+        "|---" * (len(KEYS) + len(names)) + "|",
+    ]
+    for key, rows in sorted(points.items(), key=lambda item: tuple(map(str, item[0]))):
+        if "shooting" in rows:
+            continue
+        times = [rows.get(name, {}).get("us") for name in names]
+        named = dict(zip(KEYS, key, strict=True))
+        share = "-"
+        if times[0] and named["mode"] == "inference" and named["layers"] == 1:
+            share = f"{floor(named) / times[0]:.2f}"
+        cells = [*map(str, key[:-1]), *("-" if t is None else f"{t:.2f}" for t in times), share]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def long_sequences(points: dict[tuple, dict[str, Any]]) -> list[str]:
+    lines = [
+        "One row, milliseconds.",
+        "",
+        "| T | H | mode | Shooting | cuDNN |",
+        "|---|---|---|---|---|",
+    ]
+    for key, rows in points.items():
+        named = dict(zip(KEYS, key, strict=True))
+        if "shooting" not in rows:
+            continue
+        cells = []
+        for peer in ("shooting", "cudnn"):
+            row = rows.get(peer, {})
+            time = row.get("us")
+            cells.append(
+                row.get("error", "-") if time is None else f"{time * named['steps'] / 1e3:.1f}"
+            )
+        lines.append(
+            f"| {named['steps']} | {named['hidden']} | {named['mode']} | {' | '.join(cells)} |"
+        )
+    return lines
+
+
+def draw(points: dict[tuple, dict[str, Any]], path: Path) -> None:
+    """The speed-up over cuDNN by hidden size, a line for each batch size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharex=True, layout="constrained")
+    for row, peer in zip(axes, ("cudnn graph", "cudnn"), strict=True):
+        for axis, mode in zip(row, ("inference", "training"), strict=True):
+            for batch in (1, 16, 64, 256):
+                known = []
+                for hidden in (64, 128, 256, 512, 768, 1024):
+                    options = {"mode": (mode,), "lengths": ("dense",), "layers": (1,)}
+                    found = ratios(points, peer, batch=(batch,), hidden=(hidden,), **options)
+                    if mean := geometric_mean(found):
+                        known.append((hidden, mean))
+                if known:
+                    axis.plot(*np.array(known).T, marker="o", label=f"B = {batch}")
+            mean = geometric_mean(ratios(points, peer, mode=(mode,), lengths=("dense",)))
+            told = "not measured" if mean is None else f"geometric mean {mean:.1f}"
+            axis.set_title(f"{mode}, over {peer}: {told}", fontsize=10)
+            axis.axhline(1, color="black", linewidth=1)
+            axis.set(xscale="log", yscale="log", xlabel="H", ylabel="speed-up, times")
+            axis.legend()
+    best = geometric_mean(ratios(points, "cudnn graph", lengths=("dense",)))
+    finding = "" if best is None else f": {best:.1f} times cuDNN's CUDA graph, in the mean"
+    figure.suptitle(f"The CUDA kernels of jaxrnn{finding}")
+    figure.savefig(path, dpi=110)

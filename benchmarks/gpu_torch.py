@@ -1,0 +1,105 @@
+"""cuDNN through `torch.nn`, for benchmarks/gpu.py: eagerly, and as a replayed CUDA graph.
+
+Each task runs in a child of its own: a capture that fails may take its process with it, and then
+costs one point. The parent imports PyTorch once and leaves the GPU alone.
+"""
+
+import json
+import os
+from typing import Any
+
+import torch
+
+SECONDS = 40
+
+
+def measure(task: Any, turn: Any) -> dict[str, Any]:
+    """What the child measured, as it wrote it into a pipe."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        try:
+            row = _measure(task, turn)
+        except BaseException as error:
+            row = {"error": f"{type(error).__name__}: {error}"[:200]}
+        os.write(write, json.dumps(row).encode())
+        os._exit(0)  # without PyTorch's cleaning up, which a failed capture breaks
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else {"error": "the process died"}
+
+
+def _measure(task: Any, turn: Any) -> dict[str, Any]:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+        task.dtype != "highest"
+    )
+    call = _prepare(task)
+    with turn:
+        if task.peer == "cudnn graph":
+            call = _captured(call)
+        return {"us": _timed(call) / task.steps * 1000}
+
+
+def _prepare(task: Any) -> Any:
+    dtype = torch.bfloat16 if task.dtype == "bfloat16" else torch.float32
+    options = {"num_layers": task.layers, "bidirectional": task.directions == 2}
+    module = getattr(torch.nn, task.cell.upper())(task.hidden, task.hidden, **options)
+    module = module.to("cuda", dtype)
+    module.flatten_parameters()
+    x = torch.randn(task.steps, task.batch, task.hidden, device="cuda", dtype=dtype)
+    lengths = None
+    if task.lengths == "ragged":
+        lengths = torch.randint(1, task.steps + 1, (task.batch,))
+    width = task.directions * task.hidden
+    cotangent = torch.randn(task.steps, task.batch, width, device="cuda", dtype=dtype)
+    wanted = [x.requires_grad_(task.mode == "training"), *module.parameters()]
+
+    def run() -> torch.Tensor:
+        if lengths is None:
+            return module(x)[0]
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        steps = task.steps
+        return torch.nn.utils.rnn.pad_packed_sequence(module(packed)[0], total_length=steps)[0]
+
+    def infer() -> torch.Tensor:
+        with torch.no_grad():
+            return run()
+
+    def train() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(run(), wanted, cotangent)
+
+    return infer if task.mode == "inference" else train
+
+
+def _captured(call: Any) -> Any:
+    """PyTorch's documented way: warm up on another stream, then capture."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = call()
+    graph.kept = kept
+    return graph.replay
+
+
+def _timed(call: Any) -> float:
+    """Milliseconds of one call: the median of several runs."""
+    for _ in range(2):
+        call()
+    times = []
+    for _ in range(5):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return sorted(times)[len(times) // 2]
