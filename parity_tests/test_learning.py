@@ -160,9 +160,10 @@ def plateau():
     "make",
     [
         plateau,
+        functools.partial(optax.lbfgs, linesearch=optax.scale_by_zoom_linesearch(4)),
         lambda: optax.polyak_sgd(max_learning_rate=0.1),
     ],
-    ids=["plateau", "polyak"],
+    ids=["plateau", "lbfgs", "polyak"],
 )
 def test_optimisers_that_need_the_loss_learn_and_resume_to_the_same_bits(make, tmp_path):
     _, batches, loss = regression()

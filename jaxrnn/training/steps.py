@@ -167,7 +167,9 @@ def _update(
     def value_fn(params: Any, grad_fn: Any = None, obj_fn: Any = None) -> Array:
         del grad_fn, obj_fn
         copy = nnx.merge(graph, _copy(before))  # variables of the trace at hand
-        nnx.update(copy, params)
+        own = nnx.as_pure(nnx.state(copy, optimizer.wrt))
+        # A line search steps by float64 numbers where JAX has them, and widens the parameters.
+        nnx.update(copy, jax.tree.map(lambda new, old: new.astype(old.dtype), params, own))
         return objective(copy)[0]
 
     (value, outputs), grads = nnx.value_and_grad(
