@@ -22,7 +22,7 @@ def stack(
     carry: Carry,
     lengths: Integer[Array, " B"] | None = None,
     *,
-    strategy: Strategy | None = None,
+    strategy: Strategy | Callable[..., tuple[Array, Carry]] | None = None,
     precision: lax.PrecisionLike = None,
     between: Callable[[Array], Array] | None = None,
 ) -> tuple[Float[Array, "T B DP"], Carry]:
@@ -39,7 +39,8 @@ def stack(
         carry: the initial carry, arrays (L*D, B, ·); index `layer * D + direction`. Its dtype is
             the one in which states are kept and products summed.
         lengths: steps in each row, (B,) integers in [0, T]; None stands for T in every row.
-        strategy: how one direction runs over time; None for `strategies.default`.
+        strategy: how one direction runs over time, a strategy or any function called like one;
+            None for `strategies.default`.
         precision: of every product, as in `jax.lax.dot_general`.
         between: applied to the outputs of every layer but the last: dropout, say.
 

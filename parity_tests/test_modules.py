@@ -118,8 +118,8 @@ def test_dropout_is_elementwise_scaled_and_between_layers_only(cls):
     p, steps, batch, hidden = 0.3, 40, 16, 50
     seen = []
 
-    def spy(cell, weights, x, carry, mask=None, *, precision=None):
-        ys, last = strategies.Reference()(cell, weights, x, carry, mask, precision=precision)
+    def spy(cell, weights, x, carry, mask=None, **options):
+        ys, last = strategies.Reference()(cell, weights, x, carry, mask, **options)
         seen.append((np.asarray(x), np.asarray(ys)))
         return ys, last
 
@@ -156,9 +156,10 @@ class Spy:
 
     calls: list = dataclasses.field(default_factory=list, compare=False)
 
-    def __call__(self, cell, weights, x, carry, mask=None, *, precision=None):
+    def __call__(self, cell, weights, x, carry, mask=None, *, precision=None, reverse=False):
         self.calls.append((cell.name, x.shape, mask is not None, precision))
-        return strategies.Reference()(cell, weights, x, carry, mask, precision=precision)
+        options = {"precision": precision, "reverse": reverse}
+        return strategies.Reference()(cell, weights, x, carry, mask, **options)
 
 
 @pytest.mark.parametrize("cls", LAYERS)
@@ -573,9 +574,9 @@ def test_dropouts_masks_are_those_of_flax():
 def test_a_key_is_split_among_the_gaps():
     seen = []
 
-    def spy(cell, weights, x, carry, mask=None, *, precision=None):
+    def spy(cell, weights, x, carry, mask=None, **options):
         seen.append(np.asarray(x) == 0)
-        return strategies.Reference()(cell, weights, x, carry, mask, precision=precision)
+        return strategies.Reference()(cell, weights, x, carry, mask, **options)
 
     module = jaxrnn.GRU(8, 8, 3, dropout=0.5, strategy=spy, rngs=rngs())
     module(jnp.ones((5, 4, 8), F32), rngs=jax.random.key(0))

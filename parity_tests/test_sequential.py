@@ -17,7 +17,7 @@ def rngs(seed=0):
 
 
 def refused(call):
-    with pytest.raises(TypeError, match=r"got both results of one call, .* `hx=h`\.$"):
+    with pytest.raises(TypeError, match=r"got both results of one call, .* `hx=h`\."):
         call()
 
 
