@@ -145,7 +145,7 @@ def test_weight_norm_of_the_older_style(layer):
     theirs.load_state_dict({k: torch.from_numpy(v) for k, v in back.items()}, strict=True)
     x = RNG.normal(size=layer[2]).astype(np.float32)
     expected = theirs(torch.from_numpy(x)).detach().numpy()
-    with jax.numpy_rank_promotion("allow"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         found = ours(jnp.asarray(x)) if x.ndim == 2 else channels_last(ours, jnp.asarray(x))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 

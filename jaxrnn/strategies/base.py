@@ -14,7 +14,15 @@ from jaxrnn.derivative.rule import Recurrence
 
 
 class Capabilities(NamedTuple):
-    """The programs that a strategy runs. None stands for all."""
+    """The programs that a strategy runs. None stands for all.
+
+    Example:
+        >>> from jaxrnn import cells, strategies
+        >>> cells.lstm in strategies.Native().capabilities.cells
+        True
+        >>> strategies.Scan().capabilities.cells is None
+        True
+    """
 
     cells: tuple[Cell, ...] | None = None
     projections: bool = True

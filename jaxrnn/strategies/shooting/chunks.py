@@ -14,10 +14,19 @@ _START = 0.25  # how far from rest a guess starts, in units of the state or of t
 
 
 class Info(NamedTuple):
-    """What a run by shooting took.
+    """The cost of a run by shooting.
 
     `sweeps` over the whole sequence; the `residual` of the last, relative to the state; and whether
     it `fell_back` to the sequential run.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import cells, strategies
+        >>> weights = cells.Weights(ih=jnp.ones((4, 3)), hh=0.1 * jnp.eye(4))
+        >>> run = strategies.Shooting(chunks=2).run
+        >>> *_, info = run(cells.rnn_tanh, weights, jnp.ones((64, 1, 3)), (jnp.zeros((1, 4)),))
+        >>> bool(info.fell_back)
+        False
     """
 
     sweeps: Int[Array, ""]
@@ -26,7 +35,7 @@ class Info(NamedTuple):
 
 
 def one_chunk(dtype: Any) -> Info:
-    """What a run in one chunk took."""
+    """The `Info` of a run in one chunk."""
     return Info(jnp.int32(1), jnp.zeros((), _wide(dtype)), jnp.bool_(False))
 
 
