@@ -82,7 +82,7 @@ class Way:
         """Seconds of one pass."""
         start = time.perf_counter()
         for batch in self.batches:
-            float(self.step(batch).loss)  # waits for the device
+            float(self.step(batch)["loss"])  # waits for the device
         return time.perf_counter() - start
 
     @property
