@@ -132,7 +132,11 @@ def test_help_and_wrong_options_take_one_sentence(name, tmp_path):
 def test_a_missing_package_takes_one_sentence(name, missing, sentence, tmp_path):
     script = f"""
         import runpy, sys
-        sys.modules[{missing!r}] = None
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name == {missing!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        sys.meta_path.insert(0, Absent())
         sys.argv = [{name!r}, "--out", {str(tmp_path / "out")!r}]
         sys.path.insert(0, {str(EXAMPLES)!r})
         runpy.run_path({str(EXAMPLES / f"{name}.py")!r}, run_name="__main__")
