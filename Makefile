@@ -10,7 +10,7 @@ KERNEL := $(shell find jaxrnn/native -name '*.cc' -o -name '*.h' -o -name '*.cuh
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-newest test-gpu check-cuda bench lint format parity sanitize check-aarch64 wheel clean
+.PHONY: demo test test-fast test-newest test-gpu check-cuda bench lint format parity rates sanitize check-aarch64 wheel clean
 
 demo: $(VENV)/run
 	$(BIN)/python examples/spoken_vowels.py
@@ -46,6 +46,10 @@ bench: $(VENV)/bench
 
 parity: $(VENV)/run
 	$(BIN)/python parity_tests/table.py
+
+# How often the comparer errs, over thousands of right and wrong pairs: about half an hour.
+rates: $(VENV)/run
+	$(BIN)/python parity_tests/rates.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

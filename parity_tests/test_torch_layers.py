@@ -12,7 +12,7 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn.testing import assert_parity
-from jaxrnn.testing.report import ERROR_RATIO
+from jaxrnn.testing.tolerances import ERROR_RATIO
 
 KINDS = {
     "RNN tanh": ("RNN", {}),

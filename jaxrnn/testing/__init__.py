@@ -1,7 +1,13 @@
 """Any PyTorch module compared with its JAX twin: outputs, states, loss and every gradient.
 
-report        `tolerance`, the one table of what agreement means; `Row` and `Report`
-torch_side    a PyTorch module run on given inputs: PyTorch is imported here, in functions
+tolerances    `tolerance`, the one table of what agreement means
+rows, report  `Row`, one tensor and its judgement; `Report`, the table of them
+torch_side    a PyTorch module run on given inputs; PyTorch is imported in functions only
+copies        a copy of a PyTorch module
+twins         two modules with the same weights, and the names that they share
+rounding      the floor of a tensor: how far rounding alone moves it
+operations    the rounding in each of PyTorch's operations
+suspects      settings in which two modules that disagree differ
 jax_side      a Flax module run on the same inputs
 parity        `compare`, `compare_training`, `assert_parity`: the two sides together
 
@@ -18,6 +24,8 @@ A parity test of a whole model, its weights moved by name:
 """
 
 from jaxrnn.testing.parity import assert_parity, compare, compare_training
-from jaxrnn.testing.report import Report, Row, tolerance
+from jaxrnn.testing.report import Report
+from jaxrnn.testing.rows import Row
+from jaxrnn.testing.tolerances import tolerance
 
 __all__ = ["Report", "Row", "assert_parity", "compare", "compare_training", "tolerance"]

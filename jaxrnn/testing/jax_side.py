@@ -1,7 +1,9 @@
 """The JAX side of a comparison: a Flax module, and its gradients under PyTorch's names."""
 
 import contextlib
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -64,23 +66,54 @@ def as_jax(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_array(leaf) else leaf, tree)
 
 
+def primitives(module: nnx.Module, call: Call | None, inputs: Any, options: dict[str, Any]) -> str:
+    """The jaxpr of a call, as text."""
+    graph, state = nnx.split(module)
+
+    def outputs(state: Any) -> Any:
+        copy = nnx.merge(graph, state, copy=True)
+        return structure((call or call_module)(copy, *as_jax(inputs), **as_jax(options)))
+
+    return str(jax.make_jaxpr(outputs)(state))
+
+
 def loss(
     module: nnx.Module,
     call: Call | None,
     inputs: Any,
     options: dict[str, Any],
     dtype: str,
-    seed: int,
+    draw: Callable[[dict[str, tuple[int, ...]]], Mapping[str, Any]],
 ) -> tuple[Array, dict[str, Any]]:
-    """The sum of <cotangent, output> over the floating outputs, and all outputs by path."""
+    """The sum of <cotangent, output> over the floating outputs, and all outputs by path.
+
+    `draw` returns the cotangents for outputs of the given shapes.
+    """
     outputs = structure((call or call_module)(module, *inputs, **options))
     floating = {path: y for path, y in outputs.items() if is_floating(y)}
-    weights = cotangents({path: y.shape for path, y in floating.items()}, dtype, seed)
+    weights = draw({path: y.shape for path, y in floating.items()})
     wide = jnp.dtype("float64" if dtype == "float64" else "float32")
     total = jnp.zeros((), wide)
     for path, y in floating.items():
         total = total + (y.astype(wide) * jnp.asarray(weights[path], wide)).sum()
     return total, outputs
+
+
+Program: TypeAlias = Callable[..., Any]
+_PROGRAMS: ContextVar[dict[Any, Program] | None] = ContextVar("programs", default=None)
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[None]:
+    """A block in which modules of one structure, called alike, are compiled once.
+
+    The code of modules and calls must not change within it.
+    """
+    token = _PROGRAMS.set({})
+    try:
+        yield
+    finally:
+        _PROGRAMS.reset(token)
 
 
 def run(
@@ -95,17 +128,24 @@ def run(
 
     Inputs that are not floating are constants, so that checks of their values are made.
     """
-    graph, params, *rest = nnx.split(module, nnx.Param, ...)
+    graph, params, *others = nnx.split(module, nnx.Param, ...)
+    (rest,) = others
     leaves, tree = jax.tree.flatten(as_jax(inputs))
-    options = as_jax(options)
-
-    def objective(params: Any, floats: dict[int, Array]) -> tuple[Array, dict[str, Any]]:
-        args = jax.tree.unflatten(tree, [floats.get(i, leaf) for i, leaf in enumerate(leaves)])
-        return loss(nnx.merge(graph, params, *rest, copy=True), call, args, options, dtype, seed)
-
     floats = {i: leaf for i, leaf in enumerate(leaves) if is_floating(leaf)}
-    gradients = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
-    (total, outputs), (d_params, d_floats) = gradients(params, floats)
+    constants = [None if i in floats else leaf for i, leaf in enumerate(leaves)]
+
+    def build() -> Program:
+        return _program(graph, call, tree, constants, as_jax(options), dtype)
+
+    programs = _PROGRAMS.get()
+    if programs is None:
+        program = build()
+    else:
+        known = repr([np.asarray(leaf).tolist() for leaf in (constants, *options.values())])
+        shapes = str(jax.tree.map(jnp.shape, (params, rest, floats)))
+        key = (graph, call, tree, known, shapes, tuple(options), dtype)
+        program = programs[key] if key in programs else programs.setdefault(key, build())
+    (total, outputs), (d_params, d_floats) = program(params, rest, floats, seed)
     paths = list(structure(inputs))
     return Result(
         outputs={path: array(y) for path, y in outputs.items()},
@@ -113,6 +153,32 @@ def run(
         parameters=_by_torch_name(d_params, module),
         inputs={paths[i]: array(g) for i, g in d_floats.items()},
     )
+
+
+def _program(
+    graph: Any, call: Call | None, tree: Any, constants: list[Any], options: Any, dtype: str
+) -> Program:
+    """The compiled value and gradients, for any values of parameters, states and inputs."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def objective(params: Any, floats: Any, rest: Any, weights: Any) -> Any:
+        def draw(found: dict[str, tuple[int, ...]]) -> Mapping[str, Any]:
+            shapes.update(found)
+            return weights or {path: np.zeros(shape) for path, shape in found.items()}
+
+        leaves = [floats.get(i, leaf) for i, leaf in enumerate(constants)]
+        args = jax.tree.unflatten(tree, leaves)
+        module = nnx.merge(graph, params, rest, copy=True)
+        return loss(module, call, args, options, dtype, draw)
+
+    gradients = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
+
+    def program(params: Any, rest: Any, floats: Any, seed: int) -> Any:
+        if not shapes:
+            jax.eval_shape(objective, params, floats, rest, {})
+        return gradients(params, floats, rest, cotangents(shapes, dtype, seed))
+
+    return program
 
 
 def fit(
@@ -127,8 +193,8 @@ def fit(
     graph, params, *rest = nnx.split(module, nnx.Param, ...)
 
     def objective(params: Any, batch: Any) -> Array:
-        total, _ = loss(nnx.merge(graph, params, *rest, copy=True), call, batch, {}, dtype, seed)
-        return total
+        module = nnx.merge(graph, params, *rest, copy=True)
+        return loss(module, call, batch, {}, dtype, lambda s: cotangents(s, dtype, seed))[0]
 
     @jax.jit
     def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Array]:

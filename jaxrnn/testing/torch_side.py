@@ -3,7 +3,6 @@
 The annotations are `Any`, so that nothing here needs PyTorch before it is called.
 """
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -11,19 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrnn.testing.copies import copied, import_torch
 from jaxrnn.testing.values import Call, Result, call_module, cotangents, is_array, structure
-
-
-def import_torch() -> Any:
-    """PyTorch, or one sentence on how to get it."""
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            "`jaxrnn.testing` compares with PyTorch, which is not installed: "
-            "`pip install 'jaxrnn[torch]'`."
-        ) from error
-    return torch
 
 
 class Role(NamedTuple):
@@ -79,7 +67,7 @@ def prepare(module: Any, dtype: str, noise: float, seed: int, train: bool) -> An
     so that a recurrent matrix grows little in norm, and no network turns chaotic by it.
     """
     torch = import_torch()
-    module = copy.deepcopy(module).cpu().double().train(train)
+    module = copied(module).cpu().double().train(train)
     if train:
         _refuse_random(module)
     rng = np.random.default_rng((seed, 0))

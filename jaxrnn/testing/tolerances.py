@@ -1,0 +1,56 @@
+"""The tolerances: the size of an error that still counts as agreement."""
+
+# dtype: (steps up to, outputs and states, gradients)
+_TABLE = {
+    "float64": [(1000, 1e-14, 5e-14)],
+    "float32": [(100, 1e-6, 3e-6), (1000, 1e-6, 1e-5)],
+    "bfloat16": [(1000, 4e-3, 1e-2)],
+}
+_TRAINING = [(1, 1e-12), (20, 1e-9)]  # (optimiser steps up to, parameters and losses)
+ERROR_RATIO = 3.0
+"""The largest ratio of an error to its floor, or to PyTorch's own error, that agrees."""
+
+
+def tolerance(dtype: str, steps: int, kind: str) -> float:
+    """The largest error that counts as agreement: the only place that says so.
+
+    ==========  =====  =======================  =========
+    dtype       steps  output, state and loss   gradient
+    ==========  =====  =======================  =========
+    float64     1000   1e-14                    5e-14
+    float32     100    1e-6                     3e-6
+    float32     1000   1e-6                     1e-5
+    bfloat16    1000   4e-3                     1e-2
+    ==========  =====  =======================  =========
+
+    Let d be the difference from the reference `ref`. Outputs, states and the loss are judged by
+    max|d| / max(1, max|ref|), gradients by max|d| / max|ref|, tensor by tensor. Beyond 1000 steps
+    all of them grow in proportion to the steps. bfloat16 is judged against a float64 reference.
+    "training" is for parameters and losses after that many steps of an optimiser in float64,
+    judged as outputs: 1e-12 after one step, 1e-9 after up to 20.
+
+    Raises:
+        ValueError: for another dtype or kind, and for training that nothing is promised about.
+
+    Example:
+        >>> from jaxrnn.testing import tolerance
+        >>> tolerance("float32", 100, "gradient"), tolerance("float32", 101, "gradient")
+        (3e-06, 1e-05)
+    """
+    if kind == "training":
+        for most, bound in _TRAINING:
+            if dtype == "float64" and steps <= most:
+                return bound
+        raise ValueError(
+            '`tolerance(kind="training")` is for float64 and at most 20 steps, since more amplify '
+            f"the last bit and prove nothing; got {dtype} and {steps} steps."
+        )
+    if dtype not in _TABLE:
+        raise ValueError(f"`tolerance` knows the dtypes {', '.join(_TABLE)}; got {dtype!r}.")
+    if kind not in ("output", "state", "loss", "gradient"):
+        raise ValueError(
+            f"`tolerance` knows the kinds output, state, loss, gradient, training; got {kind!r}."
+        )
+    rows = _TABLE[dtype]
+    most, output, gradient = next((row for row in rows if steps <= row[0]), rows[-1])
+    return (gradient if kind == "gradient" else output) * max(1.0, steps / most)

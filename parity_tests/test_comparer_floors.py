@@ -1,0 +1,190 @@
+"""Gradients that cancel are judged by floors of their own: no false alarm, no miss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from jax import lax
+
+import jaxrnn
+from jaxrnn.testing import assert_parity, compare, compare_training
+from jaxrnn.testing.rounding import floors
+from jaxrnn.testing.rows import judge
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(6, 7, 3))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+    # Flax's normalisations promote their input to float32 at least.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+class Theirs(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin, self.bn = torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)
+        self.gru, self.head = torch.nn.GRU(4, 5, batch_first=True), torch.nn.Linear(5, 2)
+
+    def forward(self, x):
+        y = self.bn(self.lin(x).transpose(1, 2)).transpose(1, 2)
+        return self.head(self.gru(y)[0])
+
+
+class Ours(nnx.Module):
+    def __init__(self, factor=1.0):
+        rngs = nnx.Rngs(0)
+        self.lin = nnx.Linear(3, 4, rngs=rngs)
+        self.bn = nnx.BatchNorm(4, momentum=0.9, epsilon=1e-5, rngs=rngs)
+        self.gru = jaxrnn.GRU(4, 5, batch_first=True, rngs=rngs)
+        self.head = nnx.Linear(5, 2, rngs=rngs)
+        self.factor = factor
+
+    def __call__(self, x):
+        y = self.gru(self.bn(self.lin(x)))[0]
+        fixed = lax.stop_gradient(y)
+        return self.head(fixed + (y - fixed) * self.factor)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "against"),
+    [("float64", None), ("float32", None), ("float32", "float64"), ("bfloat16", None)],
+)
+def test_a_bias_before_batch_norm_hides_no_wrong_gradient(dtype, against):
+    options = {"dtype": dtype, "against": against, "train": True}
+    report = assert_parity(Theirs(), Ours(), X, **options)
+    assert report["lin.bias"].note == "cancels"
+    assert report.verdict.endswith("rounding alone in lin.bias")
+    assert "cancels" in str(report)
+    others = [row.note for row in report.rows if row.name != "lin.bias"]
+    assert "cancels" not in others
+    factor = 0.5 if dtype == "bfloat16" else 1.001
+    failed = {row.name for row in compare(Theirs(), Ours(factor), X, **options).failures}
+    assert failed >= {"lin.weight", "bn.weight", "bn.bias", "gru.weight_hh_l0", "input"}
+    assert not failed & {"lin.bias", "head.weight", "output"}
+
+
+def test_a_value_far_above_the_floor_is_wrong():
+    def call(module, x):
+        bias = module.lin.bias
+        fixed = lax.stop_gradient(bias[...])
+        leak = (bias[...] - fixed).sum() * jnp.asarray(1e-10, fixed.dtype)
+        return module(x) + leak
+
+    report = compare(Theirs(), Ours(), X, train=True, jax_call=call)
+    assert [row.name for row in report.failures] == ["lin.bias"]
+    assert report["lin.bias"].note == "cancels"
+
+
+class TheirAttention(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+
+    def forward(self, x):
+        return (self.query(x) @ self.key(x).transpose(-1, -2)).softmax(-1) @ x
+
+
+class OurAttention(nnx.Module):
+    def __init__(self):
+        self.query, self.key = (nnx.Linear(3, 4, rngs=nnx.Rngs(0)) for _ in range(2))
+
+    def __call__(self, x):
+        return nnx.softmax(self.query(x) @ self.key(x).swapaxes(-1, -2)) @ x
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_key_bias_of_attention_cancels(dtype):
+    report = assert_parity(TheirAttention(), OurAttention(), X, dtype=dtype)
+    assert report["key.bias"].note == "cancels"
+
+
+def test_training_through_a_gradient_that_cancels():
+    theirs = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    bn = nnx.BatchNorm(4, momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(1))
+    ours = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), bn)
+
+    def train(rate):
+        return compare_training(
+            theirs,
+            ours,
+            [(X[0],)],
+            # A tiny eps: Adam makes a whole step of what is rounding.
+            lambda parameters: torch.optim.Adam(parameters, lr=1e-2, eps=1e-30),
+            optax.adam(rate, eps=1e-30),
+            train=True,
+        )
+
+    report = train(1e-2)
+    assert report.ok, report
+    assert report["0.bias"].note == "ill-conditioned"
+    assert {"0.weight", "1.bias"} <= {row.name for row in train(1.001e-2).failures}
+
+
+# The floor
+
+
+def sums(dtype, *terms):
+    """The floors of sums, each of one tensor."""
+
+    def run():
+        return {i: torch.tensor(x, dtype=torch.float64).sum().numpy() for i, x in enumerate(terms)}
+
+    return floors(run, run(), dtype)
+
+
+def test_the_floor_of_a_sum_is_the_rounding_of_its_terms():
+    x = RNG.normal(size=1000)
+    for dtype, unit in (("float64", 2.0**-53), ("float32", 2.0**-24)):
+        alone = sums(dtype, np.r_[x, -x])[0]
+        # Sequential addition rounds partial sums of the size sqrt(k), k = 1 ... 2000.
+        assert 0.3 < alone / (unit * 2000) < 3
+    assert sums("bfloat16", np.r_[x, -x])[0] > 1e3 * sums("float32", np.r_[x, -x])[0]
+
+
+def test_a_floor_does_not_depend_on_its_neighbours():
+    x = RNG.normal(size=100)
+    quiet = sums("float32", x)[0]
+    assert 0.2 < sums("float32", x, 1e6 * x, x - x)[0] / quiet < 5
+    assert sums("float32", x, x - x)[1] == 0
+
+
+def test_integers_are_exact():
+    assert sums("bfloat16", np.arange(100.0))[0] == 0
+
+
+def test_in_place_operations_and_views_have_floors():
+    def run():
+        x = torch.tensor(X)
+        y = torch.zeros(7, 3, dtype=torch.float64)
+        for row in x:
+            y[:, 0].add_(row[:, 0] / 3)
+        return {"y": y.numpy().copy(), "x": x.numpy().copy()}
+
+    found = floors(run, run(), "float32")
+    assert 1e-8 < found["y"] < 1e-5
+    assert found["x"] == 0
+
+
+def row(got, ref, floor, **options):
+    got, ref = np.asarray(got, np.float64), np.asarray(ref, np.float64)
+    return judge("name", "gradient", got, ref, dtype="float64", steps=1, floor=floor, **options)
+
+
+def test_a_floor_is_a_bound_of_its_own():
+    assert not row([1e-10, 1.0], [0, 1.0], None).ok
+    assert row([1e-10, 1.0], [0, 1.0], 1e-10).note == "ill-conditioned"
+    assert not row([4e-10, 1.0], [0, 1.0], 1e-10).ok
+    assert row([1e-16], [0.0], 1e-16).note == "cancels"
+    assert not row([4e-16], [0.0], 1e-16).ok
+    assert row([1e-16], [0.0], 1e-16, peer_error=0.0).ok
+    for floor in (np.nan, np.inf, 1.0):
+        assert not row([np.nan], [1.0], floor).ok
+    assert not row([2.0], [1.0], np.nan).ok
+    assert row([1.0 + 3e-14], [1.0], 1e-16).excess == pytest.approx(0.6, rel=1e-2)

@@ -1,0 +1,36 @@
+"""The command that measures how often the comparer errs, on a small share of its pairs."""
+
+import mutations
+import pairs
+import rates
+
+
+def test_a_small_share_of_the_rates():
+    found = rates.judge("linear", 0, "float32", seeds=3, verbose=False)
+    assert (found.right, found.alarms, found.misses) == (3, 0, 0)
+    assert found.wrong >= 5
+    assert found.largest < 1 < found.smallest
+
+
+def test_alarms_are_counted(monkeypatch):
+    monkeypatch.setattr(mutations, "call_ours", lambda module, x, edits: 2 * module(x))
+    found = rates.judge("linear", 0, "float64", seeds=2, verbose=False)
+    assert (found.right, found.alarms, found.misses) == (2, 2, 0)
+
+
+def test_misses_are_counted(monkeypatch):
+    monkeypatch.setattr(mutations, "call_ours", lambda module, x, edits: module(x))
+    found = rates.judge("linear", 0, "float64", seeds=1, verbose=False)
+    assert found.alarms == 0
+    assert found.misses == found.wrong >= 5
+    assert found.marked == 0
+
+
+def test_every_edit_is_wrong_in_one_place():
+    for pair in pairs.PAIRS.values():
+        names = list(mutations.parameters(pair.ours(pairs.SIZES[0])))
+        assert set(pair.cancels) <= set(names)
+        for name, edits in mutations.wrong(pair, names, "float64"):
+            assert name in names
+            right = mutations.no_edits(len(names))
+            assert sum((a != b).sum() for a, b in zip(edits, right, strict=True)) == 1
