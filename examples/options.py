@@ -35,7 +35,11 @@ def require_rate(options: Any) -> None:
 
 def require_module(name: str, purpose: str, extra: str = EXTRA) -> None:
     """Raises ValueError, in one sentence, where a package is missing."""
-    if importlib.util.find_spec(name) is None:
+    try:
+        found = importlib.util.find_spec(name) is not None
+    except ImportError:
+        found = False
+    if not found:
         raise ValueError(f"{purpose} needs {name}, which is not installed: {extra}.")
 
 
