@@ -141,7 +141,7 @@ def run(
     if programs is None:
         program = build()
     else:
-        known = repr([np.asarray(leaf).tolist() for leaf in (constants, *options.values())])
+        known = repr([np.asarray(leaf).tolist() for leaf in jax.tree.leaves((constants, options))])
         shapes = str(jax.tree.map(jnp.shape, (params, rest, floats)))
         key = (graph, call, tree, known, shapes, tuple(options), dtype)
         program = programs[key] if key in programs else programs.setdefault(key, build())
