@@ -14,7 +14,7 @@ SECONDS = 40
 
 
 def measure(task: Any, turn: Any) -> dict[str, Any]:
-    """What the child measured, as it wrote it into a pipe."""
+    """The measurements that the child process wrote into a pipe."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -80,7 +80,7 @@ def _conv_transpose(layer: Any) -> tuple[Rule, ...]:
 
 
 def _torch_padding(layer: Any) -> bool:
-    """Whether PyTorch's transposed convolution has arguments for the layer's padding.
+    """True if PyTorch's transposed convolution has arguments for the layer's padding.
 
     Flax pads the dilated input by (low, high); PyTorch by d (k - 1) - padding, and output_padding
     more at the end, which must be less than the stride or the dilation.

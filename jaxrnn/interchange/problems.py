@@ -1,4 +1,4 @@
-"""What stands against loading a mapping into a module, in sentences."""
+"""Problems of loading a mapping into a module, in sentences."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -35,7 +35,7 @@ class IncompatibleKeys(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What is to be loaded, by the model's names, and the name that each had in the mapping."""
+    """Arrays to load by the model's names, and the name that each had in the mapping."""
 
     values: dict[str, Any]
     original: dict[str, str]
@@ -137,7 +137,7 @@ def _misfit(entry: Entry, value: Any, name: str) -> Iterable[str]:
 
 
 def _castable(source: Any, target: Any) -> bool:
-    """Whether no kind is lost: booleans become integers, real and complex numbers, never back."""
+    """True if no kind is lost: booleans become integers, real and complex numbers, never back."""
     kinds = [jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating]
     found = [[i for i, k in enumerate(kinds) if jnp.issubdtype(d, k)] for d in (source, target)]
     return all(found) and found[0] <= found[1]
@@ -180,7 +180,7 @@ def _most_common(counts: Counter[str]) -> tuple[str, int]:
 
 
 def _prefixes(suffixes: set[str], names: Iterable[str]) -> Counter[str]:
-    """How many of the names are a prefix (with its dot) and one of the suffixes, by prefix."""
+    """Number of names that are a prefix (with its dot) and one of the suffixes, by prefix."""
     parts = 1 + max((suffix.count(".") for suffix in suffixes), default=0)
     found: Counter[str] = Counter()
     for name in names:

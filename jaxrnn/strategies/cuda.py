@@ -139,7 +139,7 @@ def _shape(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
 
 
 def _biases(cell: Cell, weights: Weights, hidden: int) -> tuple[Array | None, Array]:
-    """What is added to gx, and the GRU's b_hn, which belongs to the product W_hn h."""
+    """The bias added to gx, and the GRU's b_hn, which belongs to the product W_hn h."""
     absent = _empty(jnp.float32)
     if weights.b_ih is None or weights.b_hh is None:
         return weights.b_ih if weights.b_hh is None else weights.b_hh, absent

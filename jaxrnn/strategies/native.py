@@ -107,7 +107,7 @@ class Native(Base):
 
 
 class Saved(NamedTuple):
-    """What the adjoint takes over from the forward pass; empty arrays where a cell has none."""
+    """Saved for the backward pass by the forward pass; empty arrays where a cell has none."""
 
     gates: Any
     cs: Any
