@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py [--seconds 240] [--out benchmarks/results] [--only lstm,bfloat16]
 
-Every peer of every point is one task. Workers compile side by side, take turns on the GPU for the
-timings, and write each result as a line of JSON as soon as it is there. What the time limit cuts
+Every peer of every point is one task. Workers compile side by side, take turns on the GPU, and
+write each result as a line of JSON as soon as it is there. What the time limit cuts
 off is missing from the table, not wrong in it.
 """
 
@@ -88,23 +88,19 @@ class Turn:
 
 def work(framework: str, share: int, shares: int, folder: Path, deadline: float) -> None:
     """Run this worker's share of the tasks and append their results."""
-    chosen = [task for task in selected() if task.framework() == framework]
+    chosen = [task for task in selected() if task.framework() == framework][share::shares]
     module = __import__(f"gpu_{framework}")
     turn = Turn(folder)
-    for task in chosen[share::shares]:
-        if time.time() > deadline:
-            return
-        row = dataclasses.asdict(task)
-        try:
-            row |= module.measure(task, turn)
-        except Exception as error:
-            row["error"] = f"{type(error).__name__}: {error}"[:300]
-        append(folder / "gpu.jsonl", row)
 
+    def append(task: Task, result: dict) -> None:
+        line = json.dumps(dataclasses.asdict(task) | result) + "\n"
+        with (folder / "gpu.jsonl").open("a") as file:
+            file.write(line)  # one short write, which O_APPEND keeps whole
 
-def append(path: Path, row: dict) -> None:
-    with path.open("a") as file:  # one short write, which O_APPEND keeps whole
-        file.write(json.dumps(row) + "\n")
+    def late() -> bool:
+        return time.time() > deadline
+
+    module.measure_all(chosen, turn, append, late)
 
 
 def selected() -> list[Task]:
@@ -130,6 +126,8 @@ def main() -> None:
     environment = os.environ | {
         "JAXRNN_GPU_ONLY": given.only,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        # A compiler that tries products out on the GPU would disturb the timings of the others.
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0",
     }
     start = time.time()
     deadline = start + given.seconds - 15  # the report comes after

@@ -1,6 +1,8 @@
 """The peers on JAX of benchmarks/gpu.py: jaxrnn's strategies, Flax and `jax.experimental.rnn`."""
 
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,15 +20,34 @@ STRATEGIES: dict[str, Any] = {
 }
 
 
+def measure_all(
+    tasks: list[Any], turn: Any, append: Callable[[Any, dict[str, Any]], None], late: Callable
+) -> None:
+    for task in tasks:
+        if late():
+            return
+        try:
+            append(task, measure(task, turn))
+        except Exception as error:
+            append(task, {"error": f"{type(error).__name__}: {error}"[:300]})
+
+
 def measure(task: Any, turn: Any) -> dict[str, Any]:
-    """The median time of a call, in microseconds a step."""
+    """The median time of a call, in microseconds a step.
+
+    The GPU is touched in this worker's turn alone: arguments are made on the CPU and compiled for
+    by their shapes.
+    """
     precision = "highest" if task.dtype == "highest" else "default"
     with jax.default_matmul_precision(precision):
-        call, arguments = prepare(task)
+        with jax.default_device(jax.devices("cpu")[0]):
+            call, arguments = prepare(task)
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
         began = time.perf_counter()
-        compiled = jax.jit(call).lower(*arguments).compile()
+        compiled = jax.jit(call).lower(*shapes).compile()
         result = {"compile_s": round(time.perf_counter() - began, 2)}
         with turn:
+            arguments = jax.device_put(arguments, jax.devices()[0])
             return result | {"us": timed(compiled, arguments) / task.steps * 1e6}
 
 
@@ -48,29 +69,34 @@ def timed(call: Any, arguments: Any) -> float:
     return sorted(times)[len(times) // 2]
 
 
+@functools.cache
+def numbers() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(1 << 22, np.float32)
+
+
 def prepare(task: Any) -> tuple[Any, tuple[Any, ...]]:
     """(call, arguments): one inference, or the gradients of all weights and of x."""
     dtype = jnp.bfloat16 if task.dtype == "bfloat16" else jnp.float32
-    rng = np.random.default_rng(0)
     shape = task.steps, task.batch, task.hidden
-    x = jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
+    x = np.resize(numbers(), shape).astype(dtype)
     lengths = None
     if task.lengths == "ragged":
-        lengths = jnp.asarray(rng.integers(1, task.steps + 1, task.batch), jnp.int32)
+        drawn = np.random.default_rng(0).integers(1, task.steps + 1, task.batch)
+        lengths = drawn.astype(np.int32)
     weights, run = {"flax": flax, "jax.experimental.rnn": experimental}.get(task.peer, ours)(
-        task, dtype, lengths
+        task, dtype
     )
     if task.mode == "inference":
-        return run, (weights, x)
-    cotangent = jnp.asarray(rng.standard_normal(shape[:2], np.float32))[:, :, None]
+        return run, (weights, x, lengths)
+    cotangent = np.resize(numbers()[::-1], shape[:2])[:, :, None]
 
-    def loss(weights: Any, x: jax.Array) -> jax.Array:
-        return (run(weights, x).astype(jnp.float32) * cotangent).sum()
+    def loss(weights: Any, x: jax.Array, lengths: Any, cotangent: jax.Array) -> jax.Array:
+        return (run(weights, x, lengths).astype(jnp.float32) * cotangent).sum()
 
-    return jax.grad(loss, argnums=(0, 1)), (weights, x)
+    return jax.grad(loss, argnums=(0, 1)), (weights, x, lengths, cotangent)
 
 
-def ours(task: Any, dtype: Any, lengths: Any) -> tuple[Any, Any]:
+def ours(task: Any, dtype: Any) -> tuple[Any, Any]:
     options = {"nonlinearity": "tanh"} if task.cell == "rnn" else {}
     module = getattr(jaxrnn, task.cell.upper())(
         task.hidden,
@@ -84,19 +110,24 @@ def ours(task: Any, dtype: Any, lengths: Any) -> tuple[Any, Any]:
     )
     graph, state = nnx.split(module)
 
-    def run(state: Any, x: jax.Array) -> jax.Array:
+    def run(state: Any, x: jax.Array, lengths: Any) -> jax.Array:
         return nnx.merge(graph, state)(x, lengths=lengths)[0]
 
     return state, run
 
 
-def flax(task: Any, dtype: Any, lengths: Any) -> tuple[Any, Any]:
+def flax(task: Any, dtype: Any) -> tuple[Any, Any]:
     cell = nnx.OptimizedLSTMCell(task.hidden, task.hidden, dtype=dtype, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(nnx.RNN(cell, time_major=True))
-    return state, lambda state, x: nnx.merge(graph, state)(x)
+    graph, state, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
+    zeros = jnp.zeros((task.batch, task.hidden), dtype)
+
+    def run(state: Any, x: jax.Array, lengths: Any) -> jax.Array:
+        return nnx.merge(graph, state, rest)(x, initial_carry=(zeros, zeros))
+
+    return state, run
 
 
-def experimental(task: Any, dtype: Any, lengths: Any) -> tuple[Any, Any]:
+def experimental(task: Any, dtype: Any) -> tuple[Any, Any]:
     from jax.experimental import rnn
 
     size = rnn.get_num_params_in_lstm(task.hidden, task.hidden, 1, False)
@@ -104,7 +135,7 @@ def experimental(task: Any, dtype: Any, lengths: Any) -> tuple[Any, Any]:
     zeros = jnp.zeros((1, task.batch, task.hidden), dtype)
     full = jnp.full((task.batch,), task.steps, jnp.int32)
 
-    def run(weights: jax.Array, x: jax.Array) -> jax.Array:
+    def run(weights: jax.Array, x: jax.Array, lengths: Any) -> jax.Array:
         turned = x.transpose(1, 0, 2)  # cuDNN's binding takes (B, T, I)
         precision = jax.lax.Precision.DEFAULT
         y, *_ = rnn.lstm(

@@ -1,46 +1,57 @@
 """cuDNN through `torch.nn`, for benchmarks/gpu.py: eagerly, and as a replayed CUDA graph.
 
-Each task runs in a child of its own: a capture that fails may take its process with it, and then
-costs one point. The parent imports PyTorch once and leaves the GPU alone.
+The tasks run in a child of this process: a capture that fails may take its process with it, and
+then costs one point. The parent imports PyTorch once and leaves the GPU alone.
 """
 
-import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-SECONDS = 40
+
+def measure_all(
+    tasks: list[Any], turn: Any, append: Callable[[Any, dict[str, Any]], None], late: Callable
+) -> None:
+    """Measures one task after the other, in a new child after each that died."""
+    while tasks and not late():
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(read)
+            for task in tasks:
+                if late():
+                    break
+                append(task, _measured(task, turn))
+                os.write(write, b".")
+            os._exit(0)  # without PyTorch's cleaning up, which a failed capture breaks
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            done = len(pipe.read())
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            append(tasks[done], {"error": "the process died"})
+            done += 1
+        elif late():
+            return
+        tasks = tasks[done:]
 
 
-def measure(task: Any, turn: Any) -> dict[str, Any]:
-    """The measurements that the child process wrote into a pipe."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        try:
-            row = _measure(task, turn)
-        except BaseException as error:
-            row = {"error": f"{type(error).__name__}: {error}"[:200]}
-        os.write(write, json.dumps(row).encode())
-        os._exit(0)  # without PyTorch's cleaning up, which a failed capture breaks
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(text) if text else {"error": "the process died"}
-
-
-def _measure(task: Any, turn: Any) -> dict[str, Any]:
+def _measured(task: Any, turn: Any) -> dict[str, Any]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
         task.dtype != "highest"
     )
-    call = _prepare(task)
-    with turn:
-        if task.peer == "cudnn graph":
-            call = _captured(call)
-        return {"us": _timed(call) / task.steps * 1000}
+    try:
+        with turn:
+            call = _prepare(task)
+            if task.peer == "cudnn graph":
+                call = _captured(call)
+            return {"us": _timed(call) / task.steps * 1000}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:200]}
+    finally:
+        torch.cuda.empty_cache()
 
 
 def _prepare(task: Any) -> Any:
