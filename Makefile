@@ -10,7 +10,7 @@ KERNEL := $(shell find jaxrnn/native -name '*.cc' -o -name '*.h' -o -name '*.cuh
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-newest test-gpu check-cuda bench lint format parity rates sanitize check-aarch64 wheel clean
+.PHONY: demo test test-fast test-newest test-gpu check-cuda bench docs lint format parity rates sanitize check-aarch64 wheel clean
 
 demo: $(VENV)/run
 	$(BIN)/python examples/spoken_vowels.py
@@ -44,8 +44,13 @@ check-cuda: $(VENV)/test
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py $(if $(FULL),--full)
 
+# The site in build/site. A broken link or reference fails, and so does the notebook's code.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The parity tables of docs/parity.md.
 parity: $(VENV)/run
-	$(BIN)/python parity_tests/table.py
+	$(BIN)/python tools/tables.py parity notebook
 
 # How often the comparer errs, over thousands of right and wrong pairs: about half an hour.
 rates: $(VENV)/run
@@ -122,6 +127,10 @@ $(VENV)/test: $(VENV)/run
 
 $(VENV)/bench: $(VENV)/run
 	$(PIP) --group bench
+	@touch $@
+
+$(VENV)/docs: $(VENV)/run
+	$(PIP) --group docs
 	@touch $@
 
 $(VENV)/lint: $(VENV)/package

@@ -118,7 +118,7 @@ GROUPS: dict[str, Callable[[Point], bool]] = {
 
 
 def summary_table(results: Results) -> str:
-    """Geometric means of the speed-up by group of points: the table of the README."""
+    """Geometric means of the speed-up by group of points."""
     lines = [
         "| | points | over PyTorch: inference | training | worst | over Flax | over Keras | "
         "share of floor |",

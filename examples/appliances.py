@@ -29,11 +29,11 @@ import optax
 from flax import nnx
 
 import jaxrnn
+from datasets.plaid import APPLIANCES, Task, Traces, labels, nearest_neighbour
 from jaxrnn import training
-from options import launch, require, require_counts, require_module, require_rate, tqdm
-from output import make_folder, new_figure, save_figure
-from plaid import APPLIANCES, Task, Traces, labels, nearest_neighbour
-from runs import METRICS, RESUMED, begin, fit
+from support.options import launch, require, require_counts, require_module, require_rate, tqdm
+from support.output import make_folder, new_figure, save_figure
+from support.runs import METRICS, RESUMED, begin, fit
 
 CELLS = {"GRU": jaxrnn.GRU, "LSTM": jaxrnn.LSTM}
 WEIGHT_DECAY = 0.01

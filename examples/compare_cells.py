@@ -6,7 +6,7 @@ The notebook's comparison in both frameworks from the same weights, then what it
 does not show. Its gradient cell builds models for 32 inputs and feeds them 1, and so raises as
 written; here they are built for 1. How far back does the gradient of the loss reach? And after
 training, how long can the first input be remembered? That is also asked of gates that are open
-at first (`memory.py`), because PyTorch's initial biases near 0 close them half: a state
+at first (`support/memory.py`), because PyTorch's initial biases near 0 close them half: a state
 shrinks by about a third to a half with every step. The notebook's rules of thumb are then held
 against the answers.
 
@@ -27,13 +27,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-import memory
 from jaxrnn import interchange, training
 from jaxrnn.models import RNNComparison
-from memory import VARIANTS, Results, Variant
-from options import launch, require, require_counts, require_rate, require_torch, tqdm
-from output import make_folder, new_figure, save_figure, write_whole
-from runs import begin
+from support import memory
+from support.memory import VARIANTS, Results, Variant
+from support.options import launch, require, require_counts, require_rate, require_torch, tqdm
+from support.output import make_folder, new_figure, save_figure, write_whole
+from support.runs import begin
 
 CELLS = ("RNN", "LSTM", "GRU")
 COLOURS = {"RNN": "tab:green", "LSTM": "tab:blue", "GRU": "tab:orange"}

@@ -28,8 +28,8 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import cells, strategies
-from options import launch, require, require_counts, require_rate, tqdm
-from output import make_folder, new_figure, save_figure
+from support.options import launch, require, require_counts, require_rate, tqdm
+from support.output import make_folder, new_figure, save_figure
 
 DELAY = 17
 NOISE = 0.05

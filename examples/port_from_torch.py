@@ -22,8 +22,8 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import data, models, training
 from jaxrnn.data import Batch
-from options import launch, require, require_counts, require_rate, require_torch, tqdm
-from output import make_folder, new_figure, save_figure, write_whole
+from support.options import launch, require, require_counts, require_rate, require_torch, tqdm
+from support.output import make_folder, new_figure, save_figure, write_whole
 
 FORMS = ("sine", "square", "triangle", "sawtooth")
 LINES = 5  # printed while training

@@ -31,11 +31,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from curves import draw
-from japanese_vowels import CHANNELS, SPEAKERS, Task, Utterances
+from datasets.japanese_vowels import CHANNELS, SPEAKERS, Task, Utterances
 from jaxrnn import interchange, models, training
 from jaxrnn.data import Batch
-from options import (
+from support.curves import draw
+from support.options import (
     launch,
     require,
     require_counts,
@@ -44,8 +44,8 @@ from options import (
     require_torch,
     tqdm,
 )
-from output import make_folder
-from runs import METRICS, begin, fit
+from support.output import make_folder
+from support.runs import METRICS, begin, fit
 
 WEIGHT_DECAY = 0.01
 SMOOTHING = 0.1

@@ -10,9 +10,9 @@ the sequences, the initial weights and the masks of its dropout as the notebook 
 from the same weights, but its dropout draws other masks, so the two are trained twice: with
 dropout, where they may differ as two runs do, and without, where only rounding is left.
 
-`--solve` then asks what it takes to get the same 200 validation sequences all right; how is told
-in `curriculum.py`. They are never trained on, nothing is stopped or picked by them, and a run is
-scored on them once, when it is over. That part can be killed, and resumed with --resume to the
+`--solve` then asks what it takes to get the same 200 validation sequences all right; how is told in
+`support/curriculum.py`. They are never trained on, nothing is stopped or picked by them, and a run
+is scored on them once, when it is over. That part can be killed, and resumed with --resume to the
 same bits. The experiment as written goes through both frameworks, and through `jaxrnn.training.fit`
 in neither: it is thirty steps, and is done again.
 """
@@ -27,12 +27,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-import curriculum
 from jaxrnn import data, interchange, models, training
 from jaxrnn.data import Batch
-from options import launch, require, require_counts, require_rate, require_torch, tqdm
-from output import make_folder, new_figure, save_figure
-from runs import RESUMED, begin
+from support import curriculum
+from support.options import launch, require, require_counts, require_rate, require_torch, tqdm
+from support.output import make_folder, new_figure, save_figure
+from support.runs import RESUMED, begin
 
 VOCABULARY = 50
 SIZES = (VOCABULARY, 32, 64, 2, 2)  # the notebook's: embedding, hidden units, classes, layers

@@ -22,8 +22,8 @@ from flax import nnx
 
 from jaxrnn import data, interchange, models, training
 from jaxrnn.data import Batch
-from options import launch, require, require_counts, require_torch, tqdm
-from output import make_folder, new_figure, save_figure
+from support.options import launch, require, require_counts, require_torch, tqdm
+from support.output import make_folder, new_figure, save_figure
 
 VOCABULARY = 50
 EMBEDDING = 32

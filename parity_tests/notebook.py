@@ -1,4 +1,4 @@
-"""The notebook's models in their sizes and on their tasks: the rows of the README's table."""
+"""The notebook's models in their sizes and on their tasks: rows of a table in docs/parity.md."""
 
 import dataclasses
 

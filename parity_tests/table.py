@@ -1,14 +1,11 @@
-"""Prints the README's parity tables: the worst errors against PyTorch.
+"""Print the parity tables of docs/parity.md: the worst errors against PyTorch.
 
-Kind by kind of layer, and model by model of the notebook on its tasks.
-
-python parity_tests/table.py            prints them
-python parity_tests/table.py --write    puts them into README.md
+python parity_tests/table.py parity      by kind of layer
+python parity_tests/table.py notebook    by model of the notebook, on its tasks
 """
 
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +14,6 @@ from flax import nnx
 import jaxrnn
 import notebook
 from jaxrnn.testing import Report, compare, tolerance
-
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- parity table -->\n", "<!-- end of parity table -->\n"
-NOTEBOOK_BEGIN, NOTEBOOK_END = "<!-- notebook table -->\n", "<!-- end of notebook table -->\n"
 
 KINDS = {
     "RNN, tanh": ("RNN", {}),
@@ -126,17 +119,5 @@ def notebook_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    tables = [(BEGIN, END, table()), (NOTEBOOK_BEGIN, NOTEBOOK_END, notebook_table())]
-    print("\n".join(text for *_, text in tables), end="")
-    if "--write" in sys.argv[1:]:
-        readme = README.read_text()
-        for begin, end, text in tables:
-            before, rest = readme.split(begin)
-            _, after = rest.split(end)
-            readme = f"{before}{begin}\n{text}\n{end}{after}"
-        README.write_text(readme)
-
-
 if __name__ == "__main__":
-    main()
+    print({"parity": table, "notebook": notebook_table}[sys.argv[1]](), end="")

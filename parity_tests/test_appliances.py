@@ -87,7 +87,7 @@ def test_it_says_and_writes_what_it_found_and_resumes_a_killed_run(tmp_path):
 
 
 def test_what_cannot_be_resumed_takes_one_sentence(tmp_path, monkeypatch):
-    import runs
+    from support import runs
 
     def refuse(*arguments, **settings):
         raise ValueError("of another model")
@@ -100,7 +100,7 @@ def test_what_cannot_be_resumed_takes_one_sentence(tmp_path, monkeypatch):
 
 
 def test_frames_begin_where_they_are_told_and_lose_no_whole_frame():
-    import plaid
+    from datasets import plaid
 
     traces = plaid.Traces([np.arange(1.0, 31), np.arange(100.0, 125)], np.array([0, 1]))
     assert traces.steps(5).tolist() == [5, 4]
@@ -115,7 +115,7 @@ def test_frames_begin_where_they_are_told_and_lose_no_whole_frame():
 
 
 def test_the_nearest_neighbour_is_that_of_the_stretched_traces():
-    import plaid
+    from datasets import plaid
 
     ramps = plaid.Traces([np.linspace(0, 1, 9), np.linspace(1, 0, 5)], np.array([3, 7]))
     tests = plaid.Traces([np.linspace(0.9, 0, 17), np.linspace(0, 2, 3)], np.array([7, 3]))

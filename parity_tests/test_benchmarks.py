@@ -130,9 +130,3 @@ def test_a_swapped_gate_disagrees(monkeypatch):
     assert cases.worst_error(case, right, swapped) > 100
     nothing = {"weight_hh_l0": np.full_like(right["weight_hh_l0"], np.nan)}
     assert cases.worst_error(case, right, nothing) == np.inf
-
-
-def test_the_readme_has_the_commands_table():
-    begin, end = "<!-- table of times -->\n\n", "\n<!-- end of table of times -->"
-    text = (ROOT / "README.md").read_text().split(begin)[1].split(end)[0]
-    assert text == finished("readme.py")

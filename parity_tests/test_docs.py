@@ -1,4 +1,4 @@
-"""What the documentation shows is executed: README and every docstring's example."""
+"""Every example in the documentation is executed: README, pages and docstrings."""
 
 import doctest
 import importlib
@@ -16,6 +16,7 @@ import jaxrnn
 import jaxrnn.models
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 FOUND = {m.name for m in pkgutil.walk_packages(jaxrnn.__path__, "jaxrnn.")}
 MODULES = sorted({"jaxrnn", *FOUND} - {"jaxrnn.native.jaxrnn_native"})  # the kernel
@@ -65,53 +66,121 @@ def test_every_public_name_is_documented(value):
     assert ">>>" in text or ">>>" in (inspect.getdoc(inspect.getmodule(value)) or "")
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.S | re.M)
+def blocks(path):
+    """The Python code of a page, in order; a percent script is code as it is."""
+    text = (ROOT / path).read_text()
+    return (
+        [text] if path.endswith(".py") else re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    )
 
 
-@pytest.mark.needs("torch")
-def test_readme_code_runs_and_prints_what_it_says():
-    """All Python blocks in order, as one session; output stands in comments after `# ->`."""
-    code = blocks("python")
-    assert code
-    script, wanted = [], []
-    for block in code:
-        script.append(block)
-        wanted += re.findall(r"# -> (.*)", block)
+def run_as_session(code):
+    """All blocks as one program; what they print stands in comments after `# ->`."""
+    script = "\n".join(code)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "\n".join(script)],
+        [sys.executable, "-W", "error", "-c", script],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[: len(wanted)] == wanted
+    wanted = re.findall(r"^# -> (.*)", script, re.M)
+    if wanted:
+        assert done.stdout.splitlines() == wanted
 
 
-def test_the_first_example_needs_no_pytorch():
-    """`pip install .` alone runs it."""
-    script = "import sys\nsys.modules['torch'] = None\n" + blocks("python")[0]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == re.findall(r"# -> (.*)", blocks("python")[0])
+NEEDS = {"torch", "keras"}
 
 
-def test_readme_names_only_commands_that_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"\bmake (\w+)", README):
+def pages():
+    found = [ROOT / "README.md", *DOCS.rglob("*.md"), *DOCS.rglob("*.py")]
+    for path in sorted(str(path.relative_to(ROOT)) for path in found):
+        imported = set(re.findall(r"^ *(?:import|from) (\w+)", "\n".join(blocks(path)), re.M))
+        needs = NEEDS & (imported | ({"torch"} if "assert_parity" in imported else set()))
+        if blocks(path):
+            yield pytest.param(path, marks=pytest.mark.needs(*sorted(needs)), id=path)
+
+
+@pytest.mark.parametrize("path", list(pages()))
+def test_the_code_of_a_page_runs_and_prints_what_it_says(path):
+    run_as_session(blocks(path))
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/index.md"])
+def test_the_first_example_needs_no_pytorch(path):
+    """A plain installation runs it."""
+    run_as_session(["import sys\nsys.modules['torch'] = None", blocks(path)[0]])
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_document_names_only_commands_and_files_that_exist(path):
+    text, makefile = path.read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z][\w-]+)", text):
         assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"
-    for path in re.findall(
-        r"`?((?:examples|benchmarks|jaxrnn|parity_tests|torch_ref)/[\w./-]+)", README
+    folders = "examples|benchmarks|jaxrnn|parity_tests|torch_ref|tools|docs"
+    for name in re.findall(rf"(?<![\w/])((?:{folders})/[\w./-]*\w)", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text()
+    listed = set(re.findall(r"^ +- .*: ([\w/-]+\.(?:md|py))$", text, re.M))
+    found = {str(p.relative_to(DOCS)) for p in DOCS.rglob("*") if p.suffix in (".md", ".py")}
+    assert listed == found
+
+
+def test_every_public_name_is_in_the_reference():
+    text = "\n".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
+    listed = set(re.findall(r"^::: ([\w.]+)$", text, re.M))
+    for module in (
+        "jaxrnn",
+        "jaxrnn.strategies",
+        "jaxrnn.testing",
+        "jaxrnn.training",
+        "jaxrnn.models",
     ):
-        assert (ROOT / path).exists(), path
+        for name in importlib.import_module(module).__all__:
+            assert f"{module}.{name}" in listed, f"{module}.{name}"
 
 
-def rows_between(begin, end):
-    """The cells of a table in the README, its heading and the line under it left out."""
-    text = README.split(begin)[1].split(end)[0]
+def test_the_readme_is_short():
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.S | re.M)
+    assert len(README.split()) <= 900
+    assert "![" in prose
+
+
+@pytest.mark.parametrize("name", ["capabilities", "times"])
+def test_a_table_is_what_its_command_prints(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import tables
+
+    assert tables.written(name) == tables.made(name)
+
+
+def test_a_table_is_put_between_its_markers(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import tables
+
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    document = tmp_path / tables.TABLES["rates"][0]
+    document.parent.mkdir()
+    document.write_text(
+        "before\n<!-- rates table -->\n\nold\n\n<!-- end of rates table -->\nafter\n"
+    )
+    tables.put("rates", "| new |\n")
+    assert tables.written("rates") == "| new |\n"
+    assert document.read_text().split("\n")[:4] == ["before", "<!-- rates table -->", "", "| new |"]
+    assert document.read_text().endswith("\n<!-- end of rates table -->\nafter\n")
+
+
+def table_rows(name):
+    """The cells of a table in docs/parity.md, its heading and the line under it left out."""
+    text = (DOCS / "parity.md").read_text()
+    text = text.split(f"<!-- {name} table -->")[1].split(f"<!-- end of {name} table -->")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line]
     return {name: cells for name, *cells in rows[2:]}
 
@@ -122,11 +191,11 @@ def assert_within(rows, promised):
             assert figure == "–" or 0 <= float(figure) <= float(bound)
 
 
-def test_the_parity_table_in_the_readme_is_the_commands():
+def test_the_parity_table_is_the_commands():
     """Its form is the command's, and no figure in it is beyond what is promised."""
     import table
 
-    rows = rows_between(table.BEGIN, table.END)
+    rows = table_rows("parity")
     assert list(rows) == [*table.KINDS, "*promised*"]
     promised = rows.pop("*promised*")
     assert len(promised) == 2 * len(table.DTYPES)
@@ -134,11 +203,11 @@ def test_the_parity_table_in_the_readme_is_the_commands():
     assert table.errors("GRU", "float64")["gradient"] <= float(promised[1])
 
 
-def test_the_notebooks_table_in_the_readme_is_the_commands():
+def test_the_notebooks_table_is_the_commands():
     import notebook
     import table
 
-    rows = rows_between(table.NOTEBOOK_BEGIN, table.NOTEBOOK_END)
+    rows = table_rows("notebook")
     assert list(rows) == [*notebook.ROWS, "*promised*"]
     promised = rows.pop("*promised*")
     assert promised == [f"{bound:.0e}" for bound in table.notebook_promises()]

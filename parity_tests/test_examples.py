@@ -44,6 +44,17 @@ def assert_png(path):
     assert path.stat().st_size > 10_000
 
 
+def test_quickstart(tmp_path):
+    output = finished("quickstart", "--epochs", 6, "--out", tmp_path)
+    assert numbers(output, "")[0] >= 90  # percent right
+    title, _, *written = output.splitlines()
+    assert title.endswith("held-out sequences are right after 6 epochs")
+    names = ["quickstart.png", "quickstart.safetensors"]
+    assert written == ["Written", *(f"  {tmp_path / name}" for name in names)]
+    assert_png(tmp_path / names[0])
+    assert len((EXAMPLES / "quickstart.py").read_text().splitlines()) <= 60
+
+
 def test_variable_lengths(tmp_path):
     small = ["--sequences", 40, "--batch-size", 40, "--hidden-size", 4, "--median", 6]
     small += ["--passes", 2, "--buckets", 2, "--longest", 12]

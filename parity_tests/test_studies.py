@@ -96,7 +96,7 @@ def test_train_classifier(tmp_path):
 
 
 def test_a_curriculum_ends_when_its_own_batches_are_right(tmp_path):
-    import curriculum
+    from support import curriculum
 
     regime = curriculum.Regime(
         vocabulary=4,
@@ -163,7 +163,7 @@ def test_compare_cells(tmp_path):
 
 def results(**accuracies):
     """For each variant at T = 10 and T = 100; names as `LSTM` or `LSTM_open`."""
-    from memory import Result, Variant
+    from support.memory import Result, Variant
 
     made = {}
     for name, values in accuracies.items():
@@ -177,7 +177,7 @@ def results(**accuracies):
 
 
 def test_rules_of_thumb_follow_the_results():
-    import memory
+    from support import memory
 
     poor, good = (0.5, 0.5), (0.98, 0.98)
 
@@ -212,7 +212,7 @@ def test_rules_of_thumb_follow_the_results():
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_an_example_deletes_nothing_that_is_not_its_own(resume, tmp_path):
-    import runs
+    from support import runs
 
     @dataclasses.dataclass
     class Options:

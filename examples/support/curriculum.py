@@ -22,8 +22,8 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import data, training
 from jaxrnn.data import Batch
-from output import new_figure, save_figure
-from runs import fit
+from support.output import new_figure, save_figure
+from support.runs import fit
 
 EMBEDDING = 32
 CELLS = {"RNN": jaxrnn.RNN, "GRU": jaxrnn.GRU, "LSTM": jaxrnn.LSTM}

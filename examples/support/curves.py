@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from output import new_figure, save_figure
+from support.output import new_figure, save_figure
 
 # The first curve is broad and light and the second thin and dashed, so that both are seen where
 # they coincide.

@@ -1,0 +1,5 @@
+"""Recordings as minibatches.
+
+japanese_vowels   nine speakers
+plaid             eleven kinds of household appliances
+"""
