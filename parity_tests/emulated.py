@@ -33,7 +33,7 @@ POINTERS = (
     "failed",
 )
 NUMBERS = (
-    *("steps", "batch", "row_begin", "row_end", "group_rows", "sub_tiles", "gates_stride"),
+    *("steps", "batch", "row_begin", "row_end", "group_rows", "sub_tiles"),
     *("reverse", "patience", "mute"),
 )
 
@@ -51,19 +51,19 @@ PLAN = (
 
 
 def plan_of(problem, *, sms=132, smem=ALLOWED_SMEM, clusters=True, form=0):
-    """The plan for `problem` (cell, precision, padded hidden, rows, is adjoint), or None."""
+    """The plan for `problem` (cell, precision, padded hidden, rows, is adjoint, is ragged)."""
     numbers = (ctypes.c_int * len(PLAN))()
-    given = (ctypes.c_int * 5)(*map(int, problem))
+    given = (ctypes.c_int * 6)(*map(int, problem))
     found = cuda.library().jaxrnn_cuda_plan(given, sms, smem, int(clusters), form, numbers)
     return dict(zip(PLAN, numbers, strict=True)) if found else None
 
 
 def instance_of(problem, plan):
-    cell, precision, hidden, _, is_adjoint = problem
+    cell, precision, hidden, _, is_adjoint, is_ragged = problem
     shape = [plan[n] for n in ("unit_tiles", "row_tiles", "warps", "chunk", "k_split")]
     numbers = ",".join(map(str, (cell, precision, hidden, *shape)))
-    name, flag = ("adjoint", "true") if is_adjoint else ("forward", "false")
-    return f"{name}<Form<{numbers},{flag}>>"
+    flags = ",".join(str(bool(flag)).lower() for flag in (is_adjoint, is_ragged))
+    return f"{'adjoint' if is_adjoint else 'forward'}<Form<{numbers},{flags}>>"
 
 
 def build(instances, folder):
@@ -114,14 +114,14 @@ class Device:
 
     def _launch(self, target, arrays, cell, precision, reverse):
         steps, batch, hidden = arrays["ys"].shape
-        problem = cell, precision, hidden, batch, target == cuda.ADJOINT
+        is_ragged = arrays["previous"].size > 0
+        problem = cell, precision, hidden, batch, target == cuda.ADJOINT, is_ragged
         plan = plan_of(problem, **self.options)
         arguments = Arguments(
             steps=steps,
             batch=batch,
             group_rows=plan["group_rows"],
             sub_tiles=plan["sub_tiles"],
-            gates_stride=hidden * (4 if cell >= 2 else 1),
             reverse=reverse,
             patience=self.patience,
             mute=self.mute,
@@ -143,7 +143,7 @@ class Device:
 
 def instances_of(cases):
     """Every instance that the cases need: dicts with `problem` and the `options` of `plan_of`."""
-    for case, is_adjoint in itertools.product(cases, (False, True)):
-        problem = (*case["problem"], is_adjoint)
+    for case, *flags in itertools.product(cases, (False, True), (False, True)):
+        problem = (*case["problem"], *flags)
         plan = plan_of(problem, **case["options"])
         yield instance_of(problem, plan)

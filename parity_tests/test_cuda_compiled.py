@@ -21,15 +21,16 @@ BF16, TF32, FLOAT32 = range(3)
 ARCHITECTURES = "sm_80", "sm_90a"
 # Those with the most registers, and one of each way through the code.
 FEW = [
-    (LSTM, BF16, 512, 64, False),
-    (LSTM, TF32, 1024, 256, True),
-    (LSTM, FLOAT32, 1024, 16, False),
-    (GRU, BF16, 512, 256, False),
-    (GRU, FLOAT32, 192, 1000, True),
-    (RELU, FLOAT32, 64, 1, True),
+    (LSTM, BF16, 512, 64, False, False),
+    (LSTM, TF32, 1024, 256, True, False),
+    (LSTM, FLOAT32, 1024, 16, False, True),
+    (GRU, BF16, 512, 256, False, True),
+    (GRU, FLOAT32, 192, 1000, True, True),
+    (RELU, FLOAT32, 64, 1, True, False),
 ]
 HIDDEN = (*range(64, 513, 64), 640, 768, 896, 1024)
-EVERY = itertools.product((LSTM, GRU, TANH), range(3), HIDDEN, (1, 64, 256, 1000), (False, True))
+BOTH = (False, True)
+EVERY = itertools.product((LSTM, GRU, TANH), range(3), HIDDEN, (1, 64, 256, 1000), BOTH, BOTH)
 PROBLEMS = list(EVERY) if os.environ.get("JAXRNN_EVERY_INSTANCE") else FEW
 
 
@@ -41,7 +42,7 @@ def cache_of_its_own(tmp_path, monkeypatch):
 def compile_instance(problem, plan, architecture):
     """(bytes of local memory a thread, the compiler's error)."""
     numbers = (ctypes.c_int * len(emulated.PLAN))(*plan.values())
-    given = (ctypes.c_int * 5)(*map(int, problem))
+    given = (ctypes.c_int * 6)(*map(int, problem))
     error = ctypes.create_string_buffer(20_000)
     compile_for = cuda.library().jaxrnn_cuda_compile
     stack = compile_for(given, numbers, architecture.encode(), error, len(error))

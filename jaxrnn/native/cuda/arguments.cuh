@@ -27,7 +27,7 @@ struct Arguments {
   void* ys;               // (T, B, H) io; forward: poisoned
   float* h_last;          // (B, H)
   float* c_last;          // LSTM: (B, H)
-  void* gates;            // (T, B, gates_stride) io, or null: activated gates, then the GRU's W_hn h + b_hn
+  void* gates;            // LSTM, GRU: (T, B, 4 H) io, or null: activated gates, then the GRU's W_hn h + b_hn
   float* cs;              // LSTM: (T, B, H), or null with `gates`
   const void* d_ys;       // (T, B, H) io
   const float* d_h_last;  // (B, H)
@@ -41,7 +41,6 @@ struct Arguments {
   int row_begin, row_end; // the rows of this launch
   int group_rows;         // rows of a group of CTAs
   int sub_tiles;          // tiles of 16 MT rows that a group takes one after the other
-  int gates_stride;       // numbers of a row of `gates`: 4 H, or H where `gates` is `ys`
   int reverse;            // from the last step to the first
   int patience;           // polls before a reader gives up
   int mute;               // a CTA that leaves at once, in a test; -1: none

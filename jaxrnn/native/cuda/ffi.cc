@@ -38,14 +38,12 @@ ffi::Error guarded(Body&& body) {
   return ffi::Error::Success();
 }
 
-// Both calls get ys or its cotangent as their first operand but one: (T, B, H) is read from it.
 Problem problem_of(int32_t cell, int32_t precision, bool adjoint, const ffi::AnyBuffer& h0, Arguments* arguments,
                    int64_t steps) {
   const int batch = int(h0.dimensions()[0]), hidden = int(h0.dimensions()[1]);
   arguments->steps = int(steps);
   arguments->batch = batch;
-  arguments->gates_stride = hidden * (cell == LSTM || cell == GRU ? 4 : 1);
-  return {cell, precision, hidden, batch, adjoint};
+  return {cell, precision, hidden, batch, adjoint, arguments->previous != nullptr};
 }
 
 // gx, W_hh, b_hn, h0 in io, h0, c0, previous -> ys, h_last, c_last, gates, cs
@@ -56,7 +54,6 @@ struct ForwardCall {
 
   ForwardCall(int32_t cell, int32_t precision, bool reverse, const Ins& ins, const Outs& outs) {
     const ffi::AnyBuffer gx = *ins.get<ffi::AnyBuffer>(0), h0 = *ins.get<ffi::AnyBuffer>(3);
-    problem = problem_of(cell, precision, false, h0, &arguments, gx.dimensions()[0]);
     Arguments& a = arguments;
     a.reverse = reverse;
     a.gx = in<void>(ins, 0);
@@ -71,6 +68,7 @@ struct ForwardCall {
     a.c_last = out<float>(outs, 2);
     a.gates = out<void>(outs, 3);
     a.cs = out<float>(outs, 4);
+    problem = problem_of(cell, precision, false, h0, &a, gx.dimensions()[0]);
     shared_bytes = (*outs.get<ffi::AnyBuffer>(0))->size_bytes();
   }
 };
@@ -84,7 +82,6 @@ struct AdjointCall {
 
   AdjointCall(int32_t cell, int32_t precision, bool reverse, const Ins& ins, const Outs& outs) {
     const ffi::AnyBuffer h0 = *ins.get<ffi::AnyBuffer>(1), ys = *ins.get<ffi::AnyBuffer>(5);
-    problem = problem_of(cell, precision, true, h0, &arguments, ys.dimensions()[0]);
     Arguments& a = arguments;
     a.reverse = reverse;
     a.weights = in<void>(ins, 0);
@@ -103,6 +100,7 @@ struct AdjointCall {
     a.d_gx_n = out<void>(outs, 1);
     a.d_h0 = out<float>(outs, 2);
     a.d_c0 = out<float>(outs, 3);
+    problem = problem_of(cell, precision, true, h0, &a, ys.dimensions()[0]);
     shared_bytes = (*outs.get<ffi::AnyBuffer>(0))->size_bytes();
   }
 };
@@ -150,12 +148,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_cuda_adjoint, execute<AdjointCall>,
 
 JAXRNN_EXPORT void jaxrnn_cuda_nvrtc(const char* paths) { set_nvrtc(paths); }
 
+static Problem problem_at(const int* n) { return {n[0], n[1], n[2], n[3], n[4] != 0, n[5] != 0}; }
+
 JAXRNN_EXPORT void jaxrnn_cuda_mute(int cta) { mute_once(cta); }
 
 // The plan for a device of so many SMs: form.cuh's numbers, then the launch's. 0 if there is none.
 JAXRNN_EXPORT int jaxrnn_cuda_plan(const int* problem, int sms, int smem, int clusters, int form, int* plan) {
   const std::optional<Plan> p =
-      choose({problem[0], problem[1], problem[2], problem[3], problem[4] != 0}, {sms, smem, clusters != 0}, form);
+      choose(problem_at(problem), {sms, smem, clusters != 0}, form);
   if (!p) return 0;
   const int numbers[] = {p->form.unit_tiles, p->form.row_tiles, p->form.warps,  p->form.k_split,
                          p->form.ctas_per_sm, p->form.chunk,    p->ctas,        p->smem,
@@ -169,7 +169,7 @@ JAXRNN_EXPORT int jaxrnn_cuda_plan(const int* problem, int sms, int smem, int cl
 JAXRNN_EXPORT int jaxrnn_cuda_compile(const int* problem, const int* plan, const char* arch, char* error, int size) {
   Form form{plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]};
   try {
-    return compile_form({problem[0], problem[1], problem[2], problem[3], problem[4] != 0}, &form, arch, 0).stack;
+    return compile_form(problem_at(problem), &form, arch, 0).stack;
   } catch (const std::exception& failure) {
     std::snprintf(error, size_t(size), "%s", failure.what());
     return -1;

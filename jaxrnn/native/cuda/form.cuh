@@ -14,14 +14,14 @@
 namespace jaxrnn::cuda {
 
 template <int CELL_, int PRECISION_, int H_, int UNIT_TILES_, int ROW_TILES_, int WARPS_, int CHUNK_, int K_SPLIT_,
-          bool IS_ADJOINT_>
+          bool IS_ADJOINT_, bool IS_RAGGED_>
 struct Form {
   typedef typename Io<PRECISION_>::type io;
   typedef Cell<CELL_, PRECISION_> cell;
 
   static constexpr int CELL = CELL_, PRECISION = PRECISION_, H = H_, ROW_TILES = ROW_TILES_, WARPS = WARPS_;
   static constexpr int UNIT_TILES = UNIT_TILES_, CHUNK = CHUNK_, K_SPLIT = K_SPLIT_;
-  static constexpr bool IS_ADJOINT = IS_ADJOINT_, IS_BF16 = PRECISION == BF16;
+  static constexpr bool IS_ADJOINT = IS_ADJOINT_, IS_RAGGED = IS_RAGGED_, IS_BF16 = PRECISION == BF16;
 
   static constexpr int GATES = cell::GATES;
   static constexpr int K_WORDS = (IS_ADJOINT ? GATES : 1) * (IS_BF16 ? H / 2 : H);
@@ -78,41 +78,77 @@ struct Place {
       unit[k] = first_unit + tile[k] % F::UNIT_TILES * 8 + (place & 3) * 2 + (element & 1);
     }
   }
+  // The row of the batch that it loads as row j of two, in row tile m of sub-tile s.
+  DEVICE int loaded_row(int s, int m, int j) const { return first_row + s * F::ROWS + m * 16 + j * 8 + fragment_row; }
   DEVICE int cell_of(int k) const { return THREAD + k * F::THREADS; }
+  DEVICE int row_of_batch(int k, int s) const { return first_row + s * F::ROWS + row[k]; }
+  DEVICE bool is_here(int k, int s) const { return has(k) && row_of_batch(k, s) < end_row; }
   // Whether the thread has a k-th cell at all; all lanes of a warp agree.
   DEVICE bool has(int k) const { return F::CELLS % F::THREADS == 0 || cell_of(k) < F::CELLS; }
 };
 
-// The rows of a shared result that a thread loads for one product; null: zeros.
-template <class F>
-struct Rows {
-  const u32* at[F::ROW_TILES][2];
-
-  // For sub-tile `s` of step t: row b of `initial`, or of `results` at the step that `index` names, or,
-  // with a dense batch, at `neighbour`; START stands for the initial state.
-  DEVICE void find(const Place<F>& place, const u32* results, const u32* initial, const int* index, int batch, int t,
-                   int neighbour, int s) {
-#pragma unroll
-    for (int m = 0; m < F::ROW_TILES; m++)
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const int b = place.first_row + s * F::ROWS + m * 16 + j * 8 + place.fragment_row;
-        at[m][j] = nullptr;
-        if (b >= place.end_row) continue;
-        const int from = index ? index[(size_t)t * batch + b] : neighbour;
-        if (from >= 0) at[m][j] = results + ((size_t)from * batch + b) * F::K_WORDS;
-        if (from == START && initial) at[m][j] = initial + (size_t)b * F::K_WORDS;
-      }
-  }
+// One sub-tile of rows at one step: the i-th of those that are taken.
+struct Turn {
+  int i, s;
 };
 
-// The steps in the order in which they are taken, and how far into L2 to look ahead.
+// The order of the turns, and how many steps to look ahead into L2.
 struct Order {
-  int steps, reverse;
+  int steps, sub_tiles, reverse;
   static constexpr int AHEAD = 4;
 
   DEVICE int step(int i) const { return reverse ? steps - 1 - i : i; }
   DEVICE bool has(int i) const { return i < steps; }
+  DEVICE Turn after(Turn turn) const {
+    if (turn.s + 1 < sub_tiles) return {turn.i, turn.s + 1};
+    return {turn.i + 1, 0};
+  }
+  // The step before the i-th; START before the first.
+  DEVICE int before(int i) const { return i > 0 ? step(i - 1) : START; }
+  DEVICE int following(int i) const { return has(i + 1) ? step(i + 1) : START; }
+};
+
+// Where row `row` of an array begins, whose rows have WIDTH entries. (T B is below 2^31.)
+template <int WIDTH, class T>
+DEVICE T* row_of(T* array, int row) {
+  return array + (size_t)(unsigned)row * WIDTH;
+}
+
+// The rows of a shared result that a thread loads for one turn; null: zeros.
+template <class F>
+struct Rows {
+  const u32* at[F::ROW_TILES][2];
+  int from[F::ROW_TILES][2];  // of a ragged batch: the step that each row continues, looked up a turn before
+
+  DEVICE void look_up(const Place<F>& place, const int* index, int batch, int t, int s) {
+    if (!F::IS_RAGGED) return;
+#pragma unroll
+    for (int m = 0; m < F::ROW_TILES; m++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int b = place.loaded_row(s, m, j);
+        from[m][j] = b < place.end_row ? index[t * batch + b] : HELD;
+      }
+  }
+
+  // The rows of sub-tile `s`: of `results` at the step that they continue, or of `initial` at START. A
+  // dense batch continues step `dense`.
+  DEVICE void find(const Place<F>& place, const u32* results, const u32* initial, int batch, int dense, int s) {
+    const u32* all = dense == START ? initial : row_of<F::K_WORDS>(results, dense * batch);
+#pragma unroll
+    for (int m = 0; m < F::ROW_TILES; m++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int b = place.loaded_row(s, m, j);
+        if (F::IS_RAGGED) {
+          const int step = from[m][j];
+          const u32* row = step < 0 ? row_of<F::K_WORDS>(initial, b) : row_of<F::K_WORDS>(results, step * batch + b);
+          at[m][j] = step < START || (step == START && !initial) ? nullptr : row + place.word;
+        } else {
+          at[m][j] = b < place.end_row && all ? row_of<F::K_WORDS>(all, b) + place.word : nullptr;
+        }
+      }
+  }
 };
 
 }  // namespace jaxrnn::cuda

@@ -5,6 +5,29 @@
 
 namespace jaxrnn::cuda {
 
+// What the cell of one turn needs besides the products, loaded a turn before.
+template <class F>
+struct Inputs {
+  typedef typename F::io io;
+  io x[F::GATES];
+  int from;  // of a ragged batch: the step that the row continues
+
+  DEVICE void look_up(const Arguments& p, bool here, int row) {
+    if (F::IS_RAGGED) from = here ? p.previous[row] : HELD;
+  }
+  DEVICE void load(const Arguments& p, bool here, int row, int unit) {
+    const io* gx = row_of<F::GATES * F::H>((const io*)p.gx, row) + unit;
+#pragma unroll
+    for (int g = 0; g < F::GATES; g++) x[g] = here ? gx[g * F::H] : io(0);
+  }
+  static DEVICE void prefetch_row(const Arguments& p, int row, int unit) {
+#pragma unroll
+    for (int g = 0; g < F::GATES; g++) prefetch(row_of<F::GATES * F::H>((const io*)p.gx, row) + g * F::H + unit);
+    prefetch(row_of<F::H>((const io*)p.ys, row) + unit);
+    if (F::IS_RAGGED) prefetch(p.previous + row);
+  }
+};
+
 template <class F>
 DEVICE void forward(const Arguments& p) {
   typedef typename F::io io;
@@ -12,7 +35,7 @@ DEVICE void forward(const Arguments& p) {
   constexpr int H = F::H, GATES = F::GATES, THREAD_CELLS = F::THREAD_CELLS;
   if (CTA == p.mute) return;
   const Place<F> place(p);
-  const Order order = {p.steps, p.reverse};
+  const Order order = {p.steps, p.sub_tiles, p.reverse};
   const int batch = p.batch, sub_tiles = p.sub_tiles;
   const u32 *ys = (const u32*)p.ys, *h0 = (const u32*)p.h0;
   float* h_of = SMEM + F::STATES_AT;  // [sub_tiles][CELLS], and so c_of
@@ -43,91 +66,98 @@ DEVICE void forward(const Arguments& p) {
   }
 
   Chunk<F> chunks[F::CHUNKS > 1 ? 2 : 1];
-  Rows<F> rows, next;
-  const int first = order.step(0);
-  rows.find(place, ys, h0, p.previous, batch, first, START, 0);
-  if (sub_tiles > 1) chunks[0].load(rows, place.word);
-  int turn = 0;
-  for (int i = 0; order.has(i); i++) {
-    const int t = order.step(i);
-    for (int s = 0; s < sub_tiles; s++, turn ^= 1) {
-      if (sub_tiles == 1) chunks[0].load(rows, place.word);
-
-      // While these come: where the next rows are, and what the cells need of this step.
-      const bool same_step = s + 1 < sub_tiles, more = same_step || order.has(i + 1);
-      if (more) {
-        const int t_next = same_step ? t : order.step(i + 1);
-        const int neighbour = !same_step ? t : i > 0 ? order.step(i - 1) : START;
-        next.find(place, ys, h0, p.previous, batch, t_next, neighbour, same_step ? s + 1 : 0);
-      }
-      float x[THREAD_CELLS][GATES];
-      bool runs[THREAD_CELLS];
+  Rows<F> rows;
+  Inputs<F> inputs[THREAD_CELLS], ahead[THREAD_CELLS];  // of `ahead` the index alone
+  const auto look_up = [&](Turn turn) {
+    if (!F::IS_RAGGED || !order.has(turn.i)) return;
+    const int t = order.step(turn.i);
+    rows.look_up(place, p.previous, batch, t, turn.s);
 #pragma unroll
-      for (int k = 0; k < THREAD_CELLS; k++) {
-        const int b = place.first_row + s * F::ROWS + place.row[k], unit = place.unit[k];
-        const bool here = place.has(k) && b < place.end_row;
-        const int from = here && p.previous ? p.previous[(size_t)t * batch + b] : 0;
-        runs[k] = here && from != HELD;
-        if (here && from == START) {
-          h_of[s * F::CELLS + place.cell_of(k)] = p.h0_exact[(size_t)b * H + unit];
-          if (F::CELL == LSTM) c_of[s * F::CELLS + place.cell_of(k)] = p.c0[(size_t)b * H + unit];
-        }
-        const io* gx = (const io*)p.gx + ((size_t)t * batch + b) * (GATES * H) + unit;
+    for (int k = 0; k < THREAD_CELLS; k++)
+      ahead[k].look_up(p, place.is_here(k, turn.s), t * batch + place.row_of_batch(k, turn.s));
+  };
+  const auto load = [&](Turn turn) {
 #pragma unroll
-        for (int g = 0; g < GATES; g++) x[k][g] = here ? get(gx + g * H) : 0.f;
-        if (here && (unit & 7) == 0 && order.has(i + Order::AHEAD)) {
-          const size_t ahead = (size_t)order.step(i + Order::AHEAD) * batch + b;
-#pragma unroll
-          for (int g = 0; g < GATES; g++) prefetch((const io*)p.gx + ahead * (GATES * H) + g * H + unit);
-          prefetch((const io*)p.ys + ahead * H + unit);
-          if (p.previous) prefetch(p.previous + ahead);
-        }
-      }
-
-      typename Chunk<F>::Sums sums;
-      clear<F>(sums);
-      multiply_rows<F>(sums, chunks, w, rows, place.word, patience);
-      rows = next;
-      if (sub_tiles > 1 && more) chunks[0].load(rows, place.word);  // on their way, or here
-      const float* parts = M::meet(sums, place, SMEM, turn);
-
-#pragma unroll
-      for (int k = 0; k < THREAD_CELLS; k++) {
-        if (!place.has(k)) continue;
-        const int cell = place.cell_of(k), unit = place.unit[k];
-        const int b = place.first_row + s * F::ROWS + place.row[k];
-        const size_t row = (size_t)t * batch + b;
-        const bool here = b < place.end_row;
-        float v[GATES];
-#pragma unroll
-        for (int g = 0; g < GATES; g++)
-          v[g] = M::sum_of(parts, place.tile[k] / F::UNIT_TILES,
-                           g * F::UNIT_TILES + place.tile[k] % F::UNIT_TILES, cell, 0.f);
-        float h = h_of[s * F::CELLS + cell], c = c_of[s * F::CELLS + cell], h_new = h, c_new = c, extra = 0.f;
-        F::cell::forward(v, x[k], b_hn[k], h_new, c_new, extra);
-        if (runs[k]) {
-          h = canonical(h_new);
-          c = c_new;
-        }
-        const float y = runs[k] ? h : 0.f;
-        if (F::IS_BF16) {  // a word holds two units, of neighbouring lanes
-          const float other = of_neighbour(y);
-          u32* at = (u32*)p.ys + row * F::K_WORDS + (unit >> 1);
-          if (here && !(unit & 1)) store_shared_result(at, pack_bf16(y, other));
-        } else if (here) {
-          store_shared_result((u32*)p.ys + row * F::K_WORDS + unit, bits_of(y));
-        }
-        h_of[s * F::CELLS + cell] = h;
-        c_of[s * F::CELLS + cell] = c;
-        if (GATES > 1 && p.gates && here) {
-          io* gates = (io*)p.gates + row * p.gates_stride + unit;
-#pragma unroll
-          for (int g = 0; g < GATES; g++) put(gates + g * H, v[g]);
-          if (F::CELL == GRU) put(gates + GATES * H, extra);
-          if (F::CELL == LSTM) p.cs[row * H + unit] = extra;
-        }
+    for (int k = 0; k < THREAD_CELLS; k++) {
+      const int b = place.row_of_batch(k, turn.s), unit = place.unit[k];
+      const bool here = place.is_here(k, turn.s);
+      inputs[k].load(p, here, order.step(turn.i) * batch + b, unit);
+      if (F::IS_RAGGED) inputs[k].from = ahead[k].from;
+      if (here && (unit & 7) == 0 && order.has(turn.i + Order::AHEAD))
+        Inputs<F>::prefetch_row(p, order.step(turn.i + Order::AHEAD) * batch + b, unit);
+      if (F::IS_RAGGED && inputs[k].from == START) {
+        h_of[turn.s * F::CELLS + place.cell_of(k)] = p.h0_exact[(size_t)b * H + unit];
+        if (F::CELL == LSTM) c_of[turn.s * F::CELLS + place.cell_of(k)] = p.c0[(size_t)b * H + unit];
       }
     }
+  };
+
+  Turn now = {0, 0};
+  look_up(now);
+  rows.find(place, ys, h0, batch, START, 0);
+  if (order.has(0)) load(now);
+  look_up(order.after(now));
+  if (sub_tiles > 1) chunks[0].load(rows, 0);
+  for (int flip = 0; order.has(now.i); flip ^= 1) {
+    // Nothing but the product stands between another CTA's result and this one's.
+    if (sub_tiles == 1) chunks[0].load(rows, 0);
+    typename Chunk<F>::Sums sums;
+    clear<F>(sums);
+    multiply_rows<F>(sums, chunks, w, rows, patience);
+    const Turn next = order.after(now);
+    const bool more = order.has(next.i);
+    if (sub_tiles > 1 && more) {
+      rows.find(place, ys, h0, batch, order.before(next.i), next.s);
+      chunks[0].load(rows, 0);  // on their way, or here
+    }
+    const float* parts = M::meet(sums, place, SMEM, flip);
+
+    const int t = order.step(now.i);
+#pragma unroll
+    for (int k = 0; k < THREAD_CELLS; k++) {
+      if (!place.has(k)) continue;
+      const int cell = now.s * F::CELLS + place.cell_of(k), unit = place.unit[k];
+      const int row = t * batch + place.row_of_batch(k, now.s);
+      const bool here = place.is_here(k, now.s), runs = here && (!F::IS_RAGGED || inputs[k].from != HELD);
+      float v[GATES], x[GATES];
+#pragma unroll
+      for (int g = 0; g < GATES; g++) {
+        v[g] = M::sum_of(parts, place.tile[k] / F::UNIT_TILES,
+                         g * F::UNIT_TILES + place.tile[k] % F::UNIT_TILES, place.cell_of(k), 0.f);
+        x[g] = get(&inputs[k].x[g]);
+      }
+      float h = h_of[cell], c = c_of[cell], h_new = h, c_new = c, extra = 0.f;
+      F::cell::forward(v, x, b_hn[k], h_new, c_new, extra);
+      if (runs) {
+        h = canonical(h_new);
+        c = c_new;
+      }
+      const float y = runs ? h : 0.f;
+      if (F::IS_BF16) {  // a word holds two units, of neighbouring lanes
+        const float other = of_neighbour(y);
+        u32* at = row_of<F::K_WORDS>((u32*)p.ys, row) + (unit >> 1);
+        if (here && !(unit & 1)) store_shared_result(at, pack_bf16(y, other));
+      } else if (here) {
+        store_shared_result(row_of<F::K_WORDS>((u32*)p.ys, row) + unit, bits_of(y));
+      }
+      h_of[cell] = h;
+      c_of[cell] = c;
+      if (GATES > 1 && p.gates && here) {
+        io* gates = row_of<4 * H>((io*)p.gates, row) + unit;
+#pragma unroll
+        for (int g = 0; g < GATES; g++) put(gates + g * H, v[g]);
+        if (F::CELL == GRU) put(gates + GATES * H, extra);
+        if (F::CELL == LSTM) row_of<H>(p.cs, row)[unit] = extra;
+      }
+    }
+
+    // While the results are on their way to the others: what the next turns need.
+    if (more) {
+      if (sub_tiles == 1) rows.find(place, ys, h0, batch, t, 0);
+      load(next);
+      look_up(order.after(next));
+    }
+    now = next;
   }
 #pragma unroll
   for (int k = 0; k < THREAD_CELLS; k++)

@@ -66,7 +66,7 @@ class Context {
 
   Loaded load(const Problem& p, int wanted) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const Key key{p.cell, p.precision, p.hidden, p.rows, p.adjoint, wanted};
+    const Key key{p.cell, p.precision, p.hidden, p.rows, p.adjoint, p.ragged, wanted};
     const auto known = loaded_.find(key);
     if (known != loaded_.end()) return known->second;
 
@@ -84,7 +84,7 @@ class Context {
   unsigned* failed() const { return reinterpret_cast<unsigned*>(failed_on_device_); }
 
  private:
-  typedef std::tuple<int, int, int, int, bool, int> Key;
+  typedef std::tuple<int, int, int, int, bool, bool, int> Key;
 
   Handle function_of(const Problem& p, Form* form) {
     const std::string name = instance(p, *form) + std::to_string(form->ctas_per_sm);

@@ -38,7 +38,8 @@ std::optional<Form> fit(const Problem& p, Form form) {
   // estimate may be short by some, which the compiler's report shows: see `compile_form`.
   const int cells = up(128 * form.unit_tiles * form.row_tiles, form.threads());
   const int others = 30 + 12 * form.row_tiles + cells * (gates_of(p.cell) + (p.adjoint ? 4 : 1)) +
-                     (p.precision == FLOAT32 ? 8 + 4 * std::min(4, tiles) : 0);
+                     (p.precision == FLOAT32 ? 8 + 4 * std::min(4, tiles) : 0) +
+                     (p.ragged ? 2 * form.row_tiles + 2 * cells : 0);
   const int room = std::min(128, 255 - others - blocks * tiles * 4 - sums * both * 4);
   for (form.chunk = blocks; form.chunk > 0; form.chunk--) {
     const int held = form.chunk * form.row_tiles * 8 * (form.chunk == blocks ? 1 : 2);
@@ -138,7 +139,7 @@ std::string instance(const Problem& p, const Form& f) {
   std::string name = p.adjoint ? "adjoint<Form<" : "forward<Form<";
   for (int n : {p.cell, p.precision, p.hidden, f.unit_tiles, f.row_tiles, f.warps, f.chunk, f.k_split})
     name += std::to_string(n) + ",";
-  return name + (p.adjoint ? "true>>" : "false>>");
+  return name + (p.adjoint ? "true," : "false,") + (p.ragged ? "true>>" : "false>>");
 }
 
 }  // namespace jaxrnn::cuda

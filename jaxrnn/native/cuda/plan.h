@@ -10,6 +10,7 @@ struct Problem {
   int cell, precision, hidden;  // as in arguments.cuh; hidden: padded, see `jaxrnn.native.cuda.padded`
   int rows;
   bool adjoint;
+  bool ragged;                  // a step of a row may continue another one than the step before
 };
 
 struct Device {
@@ -43,7 +44,7 @@ std::optional<Plan> lay(const Problem& problem, const Form& form, int ctas, int 
 // Takes less registers: a smaller chunk. False if there is none.
 bool shrink(const Problem& problem, Form* form);
 
-// "forward<Form<2,0,512,1,1,8,2,1,false>>"
+// "forward<Form<2,0,512,1,1,8,2,1,false,false>>"
 std::string instance(const Problem& problem, const Form& form);
 
 }  // namespace jaxrnn::cuda

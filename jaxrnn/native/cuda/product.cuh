@@ -39,16 +39,17 @@ struct Chunk {
         for (int j = 0; j < 2; j++) body(a[i][m][j], i, m, j);
   }
 
-  DEVICE void load(const Rows<F>& rows, int word) {
+  // From block `first` of the warp's on.
+  DEVICE void load(const Rows<F>& rows, int first) {
     each([&](Word4& v, int i, int m, int j) {
       const u32* row = rows.at[m][j];
       const Word4 zero = {0, 0, 0, 0};
-      v = row ? load_shared_result(row + word + i * 16) : zero;
+      v = row ? load_shared_result(row + (first + i) * 16) : zero;
     });
   }
 
   // Loads again until everything has been written.
-  DEVICE void settle(const Rows<F>& rows, int word, Patience& patience) {
+  DEVICE void settle(const Rows<F>& rows, int first, Patience& patience) {
     // Numbers below 2 have this bit clear, the poison has it set.
     constexpr u32 QUICK = F::IS_BF16 ? 0x40004000u : 0x40000000u;
     for (int polls = 0;; polls++) {
@@ -59,7 +60,7 @@ struct Chunk {
       each([&](Word4& v, int i, int m, int j) {
         if (!is_poisoned(v)) return;
         again = true;
-        v = load_shared_result(rows.at[m][j] + word + i * 16);
+        v = load_shared_result(rows.at[m][j] + (first + i) * 16);
       });
       if (!again) break;
       YIELD();
@@ -142,14 +143,14 @@ struct Chunk {
 // A warp's whole part of the product. `first` has been loaded; the chunks after it are here.
 template <class F>
 DEVICE void multiply_rows(typename Chunk<F>::Sums& sums, Chunk<F>* chunks, const Word4 (*w)[F::TILES],
-                          const Rows<F>& rows, int word, Patience& patience) {
-  if (F::CHUNKS > 1) chunks[1].load(rows, word + F::CHUNK * 16);
+                          const Rows<F>& rows, Patience& patience) {
+  if (F::CHUNKS > 1) chunks[1].load(rows, F::CHUNK);
 #pragma unroll
   for (int c = 0; c < F::CHUNKS; c++) {
     Chunk<F>& chunk = chunks[c & 1];
-    chunk.settle(rows, word + c * F::CHUNK * 16, patience);
+    chunk.settle(rows, c * F::CHUNK, patience);
     chunk.multiply(sums, w + c * F::CHUNK);
-    if (c + 2 < F::CHUNKS) chunk.load(rows, word + (c + 2) * F::CHUNK * 16);
+    if (c + 2 < F::CHUNKS) chunk.load(rows, (c + 2) * F::CHUNK);
   }
 }
 
@@ -204,9 +205,13 @@ struct Meeting {
   // The sum at this thread's k-th cell in tile `n` of the CTA's own, given row tile m.
   static DEVICE float sum_of(const float* parts, int m, int n, int cell, float sum) {
     const float* at = parts + (m * F::OWN_TILES + n) * 128 + (cell & 127);
+    float other = 0.f;  // two chains of additions are done in half the time of one
 #pragma unroll
-    for (int i = 0; i < PARTS; i++) sum += at[i * STRIDE];
-    return sum;
+    for (int i = 0; i < PARTS; i += 2) {
+      sum += at[i * STRIDE];
+      if (i + 1 < PARTS) other += at[(i + 1) * STRIDE];
+    }
+    return sum + other;
   }
 };
 
