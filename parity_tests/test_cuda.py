@@ -8,7 +8,7 @@ import pytest
 from jaxrnn import cells, strategies
 from jaxrnn.cells import Weights
 from jaxrnn.native import cuda as device_code
-from jaxrnn.strategies import cuda
+from jaxrnn.strategies import cuda, cuda_layout
 
 needs_gpu = pytest.mark.skipif(
     jax.default_backend() != "gpu" or not device_code.load(), reason="needs an NVIDIA GPU"
@@ -74,7 +74,9 @@ def test_against_float64(name, kind, precision, hidden, batch):
     dtype = jnp.bfloat16 if low else jnp.float32
     weights, x, carry = layer_of(cell, hidden, batch, dtype=dtype)
     mask = mask_of(kind, x.shape[0], batch)
-    wanted = value_and_gradients(strategies.Scan(), cell, *wide((weights, x, carry)), mask, None)
+    wanted = value_and_gradients(
+        strategies.Scan(unroll=1), cell, *wide((weights, x, carry)), mask, None
+    )
     named = None if low else precision
     found = value_and_gradients(strategies.Native(), cell, weights, x, carry, mask, named)
     assert_close(found, wanted, BARS[precision])
@@ -103,10 +105,10 @@ def test_a_cta_that_never_writes_is_one_error_and_the_next_call_works():
 
 def test_steps_that_continue_each_other():
     mask = jnp.array([[1, 0], [0, 0], [1, 1], [1, 0]], bool)
-    previous, following = cuda.order_steps(mask, reverse=False)
+    previous, following = cuda_layout.order_steps(mask, reverse=False)
     assert previous.T.tolist() == [[-1, -2, 0, 2], [-2, -2, -1, -2]]
     assert following.T.tolist() == [[2, -1, 3, -1], [-1, -1, -1, -1]]
-    previous, following = cuda.order_steps(mask, reverse=True)
+    previous, following = cuda_layout.order_steps(mask, reverse=True)
     assert previous.T.tolist() == [[2, -2, 3, -1], [-2, -2, -1, -2]]
     assert following.T.tolist() == [[-1, -1, 0, 2], [-1, -1, -1, -1]]
 

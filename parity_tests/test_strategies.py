@@ -372,6 +372,14 @@ def test_scan_unrolls_as_told(unroll):
     assert unrolled == [unroll, unroll]
 
 
+def test_scan_of_a_symbolic_number_of_steps_is_not_unrolled():
+    weights, x, carry = arguments(cells.gru)
+    (t,) = jax.export.symbolic_shape("t")
+    run = jax.jit(lambda x: strategies.Scan(unroll=4)(cells.gru, weights, x, carry)[0])
+    exported = jax.export.export(run)(jax.ShapeDtypeStruct((t, *x.shape[1:]), x.dtype))
+    assert_close(exported.call(x), run(x))
+
+
 def test_scan_stores_no_intermediate_of_the_cell_and_accumulates_no_weight_gradient():
     """What the derivative rule is for, read off the program of a gradient."""
     weights, x, carry = arguments(cells.lstm)

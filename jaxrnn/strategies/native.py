@@ -92,7 +92,7 @@ class Native(Base):
             size for size in x.shape[:2] if isinstance(size, int)
         ]  # a symbolic one is exported
         if not why and jax.default_backend() == "gpu" and carry[0].dtype != jnp.float64:
-            lacks = cuda.refusal(weights, carry)
+            lacks = cuda.refusal(CELLS.index(cell), weights, x, carry)
             why = lacks and f"strategies.Native runs on this GPU only in part: {lacks}."
         if not why and math.prod(steps) >= 2**31:
             why = f"strategies.Native takes T * B below 2**31, got {x.shape[:2]}."
@@ -265,15 +265,15 @@ def _direction(kernel: Kernel) -> cuda.Direction:
     return cuda.Direction(kernel.cell, CELLS.index(kernel.cell), kernel.precision, kernel.reverse)
 
 
-def _served_on_cuda(weights: Weights, x: Array, carry: Carry) -> bool:
+def _served_on_cuda(kernel: Kernel, weights: Weights, x: Array, carry: Carry) -> bool:
     """A single step costs less as XLA's own operations."""
-    return x.shape[0] > 1 and not cuda.refusal(weights, carry)
+    return x.shape[0] > 1 and not cuda.refusal(CELLS.index(kernel.cell), weights, x, carry)
 
 
 def _forward_on_cuda(
     call: ForwardCall, weights: Weights, x: Array, carry: Carry, mask: Array | None
 ):
-    if not _served_on_cuda(weights, x, carry):
+    if not _served_on_cuda(call.kernel, weights, x, carry):
         return _forward_plain(call, weights, x, carry, mask)
     ys, last, gates, cs = cuda.forward(_direction(call.kernel), call.save, weights, x, carry, mask)
     return ys, last, Saved(gates, cs)
@@ -281,7 +281,7 @@ def _forward_on_cuda(
 
 def _adjoint_on_cuda(call: AdjointCall, fixed: Any, cotangents: Any):
     weights, x, carry, mask, ys, saved = fixed
-    if not _served_on_cuda(weights, x, carry):
+    if not _served_on_cuda(call.kernel, weights, x, carry):
         return _adjoint_plain(call, fixed, cotangents)
     dweights, dx, dcarry = cuda.adjoint(
         _direction(call.kernel),

@@ -34,7 +34,8 @@ class Scan(Base):
 
     Args:
         unroll: steps per iteration of the loop, as in `jax.lax.scan`; None chooses 8 on a GPU,
-            where an iteration costs several launches, and 1 elsewhere.
+            where an iteration costs several launches, and 1 elsewhere. A T that is symbolic under
+            `jax.export` is not unrolled.
 
     Raises:
         TypeError: `unroll` is no whole number.
@@ -94,7 +95,9 @@ class ScanRecurrence(Recurrence):
     transposable = True
 
     def _scan(self, step: Any, carry: Carry, inputs: Any) -> Any:
-        return lax.scan(step, carry, inputs, unroll=self.unroll, reverse=self.reverse)
+        steps = jax.tree.leaves(inputs)[0].shape[0]
+        unroll = self.unroll if isinstance(steps, int) else 1  # a symbolic number cannot be divided
+        return lax.scan(step, carry, inputs, unroll=unroll, reverse=self.reverse)
 
     def _project(self, x: Array, weight: Array, bias: Array | None, dtype: Any) -> Array:
         return cells.project(x, weight, bias, dtype, self.precision)

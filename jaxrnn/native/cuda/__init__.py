@@ -8,7 +8,10 @@ The kernels are compiled for the GPU at hand when they are first used, by NVRTC,
 import ctypes
 import functools
 import importlib.util
+import itertools
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -19,6 +22,46 @@ ADJOINT = "jaxrnn_cuda_adjoint"
 
 MOST_UNITS = 1024
 """The most hidden units whose weights fit on a GPU at once."""
+
+LEAST_CAPABILITY = (8, 0)
+
+
+class Gpu(NamedTuple):
+    """A GPU, as the plans see it."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+
+    @property
+    def has_clusters(self) -> bool:
+        return self.capability >= (9, 0)
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes that a block may have."""
+        consumer = (self.capability[0] == 8 and self.capability[1] > 0) or self.capability[0] >= 12
+        return 1024 * (99 if consumer else 227 if self.has_clusters else 163)
+
+
+def gpu() -> Gpu | None:
+    """The default backend's first GPU, if it is NVIDIA's."""
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", None)
+    if device.platform != "gpu" or not re.fullmatch(r"\d+\.\d+", str(capability)):
+        return None
+    major, minor = map(int, str(capability).split("."))
+    return Gpu((major, minor), device.core_count)
+
+
+@functools.cache
+def fits(gpu: Gpu, cell: int, precision: int, hidden: int, rows: int) -> bool:
+    """Whether the kernels of both passes fit; `cell` and `precision` as they number them."""
+    found, size = library(), padded(hidden)
+    assert found is not None
+    limits = gpu.multiprocessors, gpu.shared_memory, gpu.has_clusters, 0
+    flags = itertools.product((0, 1), (0, 1))  # the adjoint, a mask
+    problems = [(ctypes.c_int * 6)(cell, precision, size, rows, *pair) for pair in flags]
+    return all(found.jaxrnn_cuda_plan(p, *limits, (ctypes.c_int * 11)()) for p in problems)
 
 
 def padded(hidden: int) -> int:

@@ -1,0 +1,118 @@
+"""The operands of the CUDA kernels: padded units, ordered steps of a mask, NaNs of one kind.
+
+Hidden units are padded with zeros, which stay 0 in every cell, forward and backward.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxrnn import cells
+from jaxrnn.cells import Cell, Weights
+
+START, HELD = -1, -2
+"""In `previous`, instead of a step: it starts from the initial carry; the row takes no step."""
+
+
+def order_steps(mask: Array, reverse: bool) -> tuple[Array, Array]:
+    """For each step of each row the step that it continues, and the one that continues it.
+
+    Args:
+        mask: (T, B), True where the row takes a step.
+        reverse: the last step comes first.
+
+    Returns:
+        `previous`, with `START` and `HELD`, and `following`, -1 where there is none.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mask = jnp.array([[True], [False], [True]])
+        >>> previous, following = order_steps(mask, reverse=False)
+        >>> previous[:, 0].tolist(), following[:, 0].tolist()
+        ([-1, -2, 0], [2, -1, -1])
+    """
+    steps, batch = mask.shape
+    t = lax.broadcasted_iota(jnp.int32, mask.shape, 0)
+    none = jnp.full((1, batch), -1, jnp.int32)
+    before = lax.cummax(jnp.where(mask, t, -1), axis=0)
+    after = lax.cummin(jnp.where(mask, t, steps), axis=0, reverse=True)
+    earlier = jnp.concatenate([none, before[:-1]])
+    later = jnp.concatenate([after[1:], none])
+    later = jnp.where(later == steps, -1, later)
+    previous, following = (later, earlier) if reverse else (earlier, later)
+    return jnp.where(mask, previous, HELD), jnp.where(mask, following, -1)
+
+
+def pad(a: Array, parts: int, hidden: int, size: int) -> Array:
+    """Pad the units in each of `parts` of the last axis from `hidden` to `size`."""
+    if hidden == size or a.size == 0:
+        return a
+    apart = a.reshape(*a.shape[:-1], parts, hidden)
+    widths = [(0, 0)] * (apart.ndim - 1) + [(0, size - hidden)]
+    return jnp.pad(apart, widths).reshape(*a.shape[:-1], parts * size)
+
+
+def unpad(a: Array, parts: int, hidden: int, size: int) -> Array:
+    if hidden == size or a.size == 0:
+        return a
+    apart = a.reshape(*a.shape[:-1], parts, size)
+    return apart[..., :hidden].reshape(*a.shape[:-1], parts * hidden)
+
+
+def pad_rows(w: Array, parts: int, hidden: int, size: int) -> Array:
+    """W_hh (G H, H), padded in both."""
+    return pad(pad(w, 1, hidden, size).T, parts, hidden, size).T
+
+
+def canonical(a: Array) -> Array:
+    """Make one NaN of all: a reader takes a NaN of all ones for a word not yet written."""
+    one = jnp.uint16 if a.dtype == jnp.bfloat16 else jnp.uint32
+    infinity, nan = (0x7F80, 0x7FC0) if one == jnp.uint16 else (0x7F800000, 0x7FC00000)
+    bits = lax.bitcast_convert_type(a, one)
+    is_nan = (bits & one(0x7FFF if one == jnp.uint16 else 0x7FFFFFFF)) > one(infinity)
+    return lax.bitcast_convert_type(jnp.where(is_nan, one(nan), bits), a.dtype)
+
+
+def empty(dtype: Any) -> Array:
+    return jnp.zeros((0,), dtype)
+
+
+def shape(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def add_biases(cell: Cell, weights: Weights, hidden: int) -> tuple[Array | None, Array]:
+    """The bias added to gx, and the GRU's b_hn, which belongs to the product W_hn h."""
+    absent = empty(jnp.float32)
+    if weights.b_ih is None or weights.b_hh is None:
+        return weights.b_ih if weights.b_hh is None else weights.b_hh, absent
+    b_hh = weights.b_hh
+    if cell is not cells.gru:
+        return weights.b_ih + b_hh, absent
+    with_hn = jnp.concatenate([b_hh[: 2 * hidden], jnp.zeros_like(b_hh[2 * hidden :])])
+    return weights.b_ih + with_hn, b_hh[2 * hidden :].astype(jnp.float32)
+
+
+def order(mask: Array | None, reverse: bool) -> tuple[Array, Array]:
+    absent = empty(jnp.int32)
+    return (absent, absent) if mask is None else order_steps(mask, reverse)
+
+
+def sum_of_starts(dg: Array, previous: Array, reverse: bool) -> Array:
+    """(B, G H): the sum of `dg` over the steps that start from the initial carry."""
+    if previous.size == 0:
+        return dg[-1] if reverse else dg[0]
+    starts = (previous == START)[:, :, None]
+    return jnp.where(starts, dg.astype(jnp.float32), 0.0).sum(0).astype(dg.dtype)
+
+
+def states_before(ys: Array, h0: Array, previous: Array, reverse: bool) -> Array:
+    """(T, B, H): the h that enters each step."""
+    if previous.size == 0:
+        return (
+            jnp.concatenate([ys[1:], h0[None]]) if reverse else jnp.concatenate([h0[None], ys[:-1]])
+        )
+    index = jnp.maximum(previous + 1, 0)[:, :, None]
+    return jnp.take_along_axis(jnp.concatenate([h0[None], ys]), index, axis=0)
