@@ -1,17 +1,17 @@
-"""Any PyTorch module compared with its JAX twin: outputs, states, loss and every gradient.
+"""Comparison of a PyTorch module with its JAX counterpart: outputs, loss and every gradient.
 
-tolerances    `tolerance`, the one table of what agreement means
-rows, report  `Row`, one tensor and its judgement; `Report`, the table of them
-torch_side    a PyTorch module run on given inputs; PyTorch is imported in functions only
-copies        a copy of a PyTorch module
-twins         two modules with the same weights, and the names that they share
-rounding      the floor of a tensor: how far rounding alone moves it
-operations    the rounding in each of PyTorch's operations
-suspects      settings in which two modules that disagree differ
-jax_side      a Flax module run on the same inputs
-parity        `compare`, `compare_training`, `assert_parity`: the two sides together
+tolerances    `tolerance`, the largest errors that count as agreement
+rows, report  `Row`, the comparison of one tensor; `Report`, the table of all rows
+torch_side    the PyTorch module run on given inputs; PyTorch is imported in functions only
+copies        copies of PyTorch modules
+twins         copies of both modules with the same weights, and their parameter names
+rounding      the floor of a tensor: the error that rounding alone explains
+operations    the rounding of each PyTorch operation
+suspects      settings that differ between two modules that disagree
+jax_side      the Flax module run on the same inputs
+parity        `compare`, `compare_training`, `assert_parity`: both sides together
 
-A parity test of a whole model, its weights moved by name:
+A parity test of a whole model, with its weights loaded by name:
 
     >>> import numpy as np, torch, jaxrnn
     >>> from flax import nnx

@@ -1,4 +1,4 @@
-"""Copies of PyTorch modules, of those too that `copy.deepcopy` refuses."""
+"""Copies of PyTorch modules, including those that `copy.deepcopy` rejects."""
 
 import copy
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def import_torch() -> Any:
-    """PyTorch, or one sentence on how to get it."""
+    """Imports PyTorch, or raises an error that says how to install it."""
     try:
         import torch
     except ImportError as error:
@@ -20,9 +20,9 @@ def import_torch() -> Any:
 def copied(module: Any) -> Any:
     """A deep copy of a module.
 
-    A tensor that autograd has computed (the `weight` of `torch.nn.utils.weight_norm`) is copied
-    without its history; the module computes it anew. An attribute that cannot be copied, such as
-    a lock or an open file, is shared.
+    A tensor computed by autograd (the `weight` of `torch.nn.utils.weight_norm`) is copied detached,
+    and the module recomputes it. An attribute that cannot be copied, such as a lock or an open
+    file, is shared.
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
@@ -36,7 +36,7 @@ def copied(module: Any) -> Any:
 
 
 def _flat(value: Any) -> Iterable[Any]:
-    """The tensors in a value and in nested dicts, lists and tuples, modules left out."""
+    """Tensors in a value and in its nested dicts, lists and tuples, but not in modules."""
     if import_torch().is_tensor(value):
         yield value
     elif isinstance(value, dict):
@@ -48,7 +48,7 @@ def _flat(value: Any) -> Iterable[Any]:
 
 
 def _shared(module: Any, memo: dict[int, Any]) -> dict[int, Any]:
-    """The attributes that cannot be copied, each as its own copy."""
+    """Memo entries that map each attribute that cannot be copied to itself."""
     shared = {}
     for part in module.modules():
         for name, value in vars(part).items():

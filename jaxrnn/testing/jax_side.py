@@ -1,4 +1,4 @@
-"""The JAX side of a comparison: a Flax module, and its gradients under PyTorch's names."""
+"""JAX side of a comparison: a Flax module, and its gradients under PyTorch's names."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +25,12 @@ from jaxrnn.testing.values import (
 
 
 def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
-    """Where float64 exists: in this block, whatever the flag says elsewhere."""
+    """A context that enables float64 if `dtype` needs it, whatever the global flag."""
     return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
 
 
 def prepare(module: nnx.Module, dtype: str, train: bool) -> nnx.Module:
-    """A copy that computes in `dtype`; for bfloat16 its parameters are kept in float32."""
+    """A copy that computes in `dtype`; bfloat16 keeps the parameters in float32."""
     stored = jnp.dtype("float32" if dtype == "bfloat16" else dtype)
     module = nnx.clone(module)
     if train:
@@ -44,7 +44,7 @@ def prepare(module: nnx.Module, dtype: str, train: bool) -> nnx.Module:
         if _is_floating_dtype(getattr(part, "param_dtype", None)):
             part.param_dtype = stored
         unset = getattr(part, "dtype", 0) is None
-        # None follows the parameters, which in bfloat16 are of another dtype.
+        # A `dtype` of None follows the parameters, which stay in float32 for bfloat16.
         if (unset and dtype == "bfloat16") or _is_floating_dtype(getattr(part, "dtype", None)):
             part.dtype = jnp.dtype(dtype)
     return module
@@ -58,7 +58,7 @@ def _is_floating_dtype(value: Any) -> bool:
 
 
 def parameters(module: nnx.Module) -> dict[str, np.ndarray]:
-    """What is trained, under PyTorch's names and in PyTorch's layouts."""
+    """Trainable parameters under PyTorch's names and in PyTorch's layouts."""
     return _by_torch_name(nnx.state(module, nnx.Param), module)
 
 
@@ -67,7 +67,7 @@ def as_jax(tree: Any) -> Any:
 
 
 def primitives(module: nnx.Module, call: Call | None, inputs: Any, options: dict[str, Any]) -> str:
-    """The jaxpr of a call, as text."""
+    """Jaxpr of a call, as text."""
     graph, state = nnx.split(module)
 
     def outputs(state: Any) -> Any:
@@ -85,7 +85,7 @@ def loss(
     dtype: str,
     draw: Callable[[dict[str, tuple[int, ...]]], Mapping[str, Any]],
 ) -> tuple[Array, dict[str, Any]]:
-    """The sum of <cotangent, output> over the floating outputs, and all outputs by path.
+    """Sum of <cotangent, output> over the floating outputs, and all outputs by path.
 
     `draw` returns the cotangents for outputs of the given shapes.
     """
@@ -105,9 +105,9 @@ _PROGRAMS: ContextVar[dict[Any, Program] | None] = ContextVar("programs", defaul
 
 @contextlib.contextmanager
 def shared_programs() -> Iterator[None]:
-    """A block in which modules of one structure, called alike, are compiled once.
+    """A context in which modules of one structure, called in the same way, share a compilation.
 
-    The code of modules and calls must not change within it.
+    The code of the modules and calls must not change inside it.
     """
     token = _PROGRAMS.set({})
     try:
@@ -126,7 +126,7 @@ def run(
 ) -> Result:
     """Outputs, loss and every gradient, compiled.
 
-    Inputs that are not floating are constants, so that checks of their values are made.
+    Non-floating inputs are compile-time constants, so that checks on their values run.
     """
     graph, params, *others = nnx.split(module, nnx.Param, ...)
     (rest,) = others
@@ -158,7 +158,7 @@ def run(
 def _program(
     graph: Any, call: Call | None, tree: Any, constants: list[Any], options: Any, dtype: str
 ) -> Program:
-    """The compiled value and gradients, for any values of parameters, states and inputs."""
+    """A compiled function of parameters, states and inputs: loss, outputs and gradients."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def objective(params: Any, floats: Any, rest: Any, weights: Any) -> Any:
@@ -189,7 +189,7 @@ def fit(
     dtype: str,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """The losses, and the parameters after a step of an optimiser on each batch."""
+    """Losses, and the parameters after one optimizer step on each batch."""
     graph, params, *rest = nnx.split(module, nnx.Param, ...)
 
     def objective(params: Any, batch: Any) -> Array:
@@ -199,7 +199,7 @@ def fit(
     @jax.jit
     def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Array]:
         value, grads = jax.value_and_grad(objective)(params, batch)
-        # Whatever promotion the modules are held to, optax's own arithmetic relies on the default.
+        # optax relies on the default promotion, even where the modules must run under a strict one.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state, value
@@ -218,6 +218,6 @@ def _by_torch_name(state: Any, module: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def array(value: Any) -> np.ndarray:
-    """An array in NumPy, floating ones as float64."""
+    """Converts an array to NumPy; floating arrays become float64."""
     value = np.asarray(value)
     return value.astype(np.float64) if is_floating(value) else value

@@ -1,4 +1,4 @@
-"""`compare`, `compare_training` and `assert_parity`: a PyTorch module and its JAX twin."""
+"""Parity checks of a PyTorch module and its JAX counterpart."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +32,13 @@ def compare(
     torch_call: Call | None = None,
     jax_call: Call | None = None,
 ) -> Report:
-    """Outputs, loss and every gradient of two modules, from the same weights and inputs.
+    """Compares outputs, loss and every gradient of two modules with the same weights and inputs.
 
-    Works on copies: of the PyTorch module (on the CPU), with noise on every parameter, and of the
-    JAX module, which is given the same weights by `interchange.load_state_dict`. The loss is
-    sum <cotangent, output>, with random cotangents of its own for every output, or the output
-    itself where that is one scalar. Compared are every output and state, the loss, and the
-    gradients of every parameter and of every floating input.
+    Both modules are copied. The copy of the PyTorch module runs on the CPU, with noise added to
+    every parameter; `interchange.load_state_dict` gives its weights to the copy of the JAX module.
+    The loss is sum <cotangent, output> with independent random cotangents for each output, or the
+    output itself if it is a single scalar. The report covers every output and state, the loss, and
+    the gradients of every parameter and every floating input.
 
     A row beyond its tolerance still agrees if rounding explains it: if the error is at most
     `tolerances.ERROR_RATIO` times the row's floor, which `rounding.floors` measures for that
@@ -48,24 +48,26 @@ def compare(
     Args:
         torch_module: a `torch.nn.Module`.
         jax_module: the `flax.nnx.Module` to compare with it.
-        inputs: of both: pytrees of NumPy, JAX or PyTorch arrays. Floating arrays are converted to
-            `dtype`; integers, and what is no array, stay.
-        hx: the initial state, as one more input, if any.
-        lengths: steps in each row, for both as the keyword `lengths`. `torch.nn.RNN`, `LSTM` and
-            `GRU` run on packed sequences instead, or row by row where a length is 0.
-        dtype: "float64" (no global flag needed), "float32", or "bfloat16": there PyTorch runs in
-            float64, and JAX keeps parameters in float32. Weights and inputs are first rounded.
-        against: "float64" compares both sides in `dtype` with PyTorch in float64, and judges the
-            ratio of the errors, for weights that the tolerances do not hold for.
-        train: run in training mode, possible where every dropout is 0 or 1; else in `eval()` mode.
-        noise: standard deviation of the noise on vectors, over sqrt(fan-in) on matrices. Without,
-            zero biases hide swapped names.
-        seed: for noise and cotangents.
-        steps: T, for the tolerance. By default the time axis of a PyTorch recurrent layer's input,
-            else the longest of the first two axes of all inputs.
-        torch_call, jax_call: called as (module, *inputs) in place of the module, with `lengths=`
-            if there are lengths; they return the outputs: any pytree of the same structure on both
-            sides.
+        inputs: inputs of both modules: pytrees of NumPy, JAX or PyTorch arrays. Floating arrays are
+            converted to `dtype`; integers and leaves that are not arrays are unchanged.
+        hx: the initial state, passed as one more input.
+        lengths: number of steps in each row, passed to both modules as the keyword `lengths`.
+            `torch.nn.RNN`, `LSTM` and `GRU` run on packed sequences instead, or row by row if a
+            length is 0.
+        dtype: "float64" (needs no global flag), "float32" or "bfloat16". For bfloat16, PyTorch runs
+            in float64 and JAX keeps its parameters in float32. Weights and inputs are first rounded
+            to `dtype`.
+        against: "float64" compares both sides in `dtype` with PyTorch in float64 and judges the
+            ratio of their errors. It serves weights for which the tolerances do not hold.
+        train: run in training mode, which requires every dropout rate to be 0 or 1; else in
+            `eval()` mode.
+        noise: standard deviation of the noise on vectors; on matrices it is divided by
+            sqrt(fan-in). Without noise, zero biases hide swapped names.
+        seed: seed of the noise and the cotangents.
+        steps: number of steps T that sets the tolerance. Defaults to the time axis of a PyTorch
+            recurrent layer's input, else to the longest of the first two axes of all inputs.
+        torch_call, jax_call: called as (module, *inputs) in place of the module, with `lengths=` if
+            lengths are given. Both return a pytree of outputs of the same structure.
 
     Raises:
         ValueError: parameters or outputs that differ in name, number or shape; a random dropout
@@ -132,7 +134,7 @@ def compare(
 def assert_parity(
     torch_module: Any, jax_module: nnx.Module, *inputs: Any, **options: Any
 ) -> Report:
-    """`compare`, with an AssertionError that holds the report where the two disagree.
+    """Runs `compare`, and raises an AssertionError with the report if the modules disagree.
 
     Example:
         >>> import numpy as np, torch, jaxrnn
@@ -162,15 +164,16 @@ def compare_training(
     torch_call: Call | None = None,
     jax_call: Call | None = None,
 ) -> Report:
-    """Losses and parameters after steps of an optimiser on both sides, in float64.
+    """Compares losses and parameters after optimizer steps on both sides, in float64.
 
     Args:
-        batches: tuples of inputs of the same shapes, taken in turn.
-        torch_optimizer: from parameters to an optimiser: `lambda p: torch.optim.SGD(p, lr=0.1)`.
-        tx: the same in optax: `optax.sgd(0.1)`.
-        steps: at most 20; more amplify the last bit and prove nothing.
-        torch_call, jax_call: as in `compare`: let them return the loss. Otherwise it is
-            sum <cotangent, output>, with the same cotangents at every step.
+        batches: tuples of inputs of the same shapes, used in turn.
+        torch_optimizer: maps parameters to an optimizer: `lambda p: torch.optim.SGD(p, lr=0.1)`.
+        tx: the same optimizer in optax: `optax.sgd(0.1)`.
+        steps: number of optimizer steps, at most 20. More steps amplify the last bit and prove
+            nothing.
+        torch_call, jax_call: as in `compare`, and should return the loss. Otherwise the loss is sum
+            <cotangent, output>, with the same cotangents at every step.
         torch_module, jax_module, train, noise, seed: as in `compare`.
 
     Returns:
@@ -219,9 +222,9 @@ def _rows(
     dtype: str,
     steps: int,
 ) -> tuple[Row, ...]:
-    """The rows in the order of `ref`; with `peer`, PyTorch in `dtype`, judged by its errors.
+    """Rows in the order of `ref`; with `peer`, PyTorch in `dtype`, judged by the ratio of errors.
 
-    Floors are measured where a tolerance does not hold, and for every ratio.
+    Floors are measured if a row exceeds its tolerance, and for every ratio.
     """
     if peer is None:
         rows = tuple(judge(*key, got[key], ref[key], dtype=dtype, steps=steps) for key in ref)

@@ -1,4 +1,4 @@
-"""The report of a comparison: a table of rows and a verdict."""
+"""Report of a comparison: a table of rows and a verdict."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ class Report:
     """The rows of a comparison; `report["h_n"]` is a row, `str(report)` the table.
 
     Attributes:
-        title: what was compared.
+        title: names of the modules, the dtype and the number of steps.
         rows: one for each output, state, loss and gradient.
-        suspects: where the two disagree, a sentence for each setting in which they differ.
+        suspects: if the modules disagree, one sentence for each setting that differs between them.
     """
 
     title: str
@@ -21,7 +21,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there are rows and all are within tolerance."""
+        """True if there are rows and all of them are within tolerance."""
         return bool(self.rows) and not self.failures
 
     @property
@@ -35,7 +35,7 @@ class Report:
         raise KeyError(f"no row {name!r} among {', '.join(row.name for row in self.rows)}")
 
     def worst(self, kind: Kind) -> Row:
-        """The row of a kind that is nearest to its tolerance, or furthest beyond it."""
+        """Row of the given kind that is nearest to its tolerance, or furthest beyond it."""
         rows = [row for row in self.rows if row.kind == kind]
         if not rows:
             raise KeyError(f"no row of the kind {kind!r}")
@@ -52,7 +52,7 @@ class Report:
         return "\n".join([self.title, *map(str.rstrip, lines), *suspects, self.verdict])
 
     def to_markdown(self) -> str:
-        """The table in Markdown, without title and verdict."""
+        """Table in Markdown, without title and verdict."""
         header = [*self._header[:-1], "verdict"]
         rule = ["---"] * 3 + ["---:"] * (len(header) - 4) + ["---"]
         lines = [header, rule, *self._cells("ok", "**beyond**")]
@@ -60,7 +60,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """One line: agreement, or the names of the rows beyond tolerance."""
         if not self.rows:
             return "DISAGREE: nothing was compared"
         if self.ok:

@@ -1,6 +1,6 @@
-"""Settings in which a PyTorch module and its JAX twin differ, each in one sentence.
+"""Settings that differ between a PyTorch module and its JAX counterpart, one sentence each.
 
-They are looked for where the two disagree: weights move by name, settings do not.
+They are checked only if the modules disagree: weights are loaded by name, settings are not.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -12,10 +12,10 @@ from jaxrnn.testing.copies import import_torch
 
 
 def find(theirs: Any, ours: nnx.Module, failures: Collection[str]) -> list[str]:
-    """A sentence for each setting of a PyTorch layer that its Flax twin does not share.
+    """Sentences on the settings of PyTorch layers that their Flax counterparts do not share.
 
     Args:
-        failures: the names of the rows that disagree.
+        failures: names of the rows that disagree.
     """
     twins = _by_name(ours)
     sentences: list[str] = []
@@ -28,7 +28,7 @@ def find(theirs: Any, ours: nnx.Module, failures: Collection[str]) -> list[str]:
 
 
 def find_gelu(run: Callable[[], Any], jaxpr: Callable[[], str]) -> list[str]:
-    """A sentence where one side computes the exact GELU and the other its tanh form.
+    """A sentence if one side computes the exact GELU and the other the tanh approximation.
 
     Args:
         run: calls the PyTorch module.
@@ -52,7 +52,7 @@ def find_gelu(run: Callable[[], Any], jaxpr: Callable[[], str]) -> list[str]:
 
 
 def _by_name(root: nnx.Module) -> dict[str, nnx.Module]:
-    """The modules under a module by PyTorch's names: `nnx.Sequential` has no `layers` in them."""
+    """Submodules by PyTorch's names, which omit the `layers` of `nnx.Sequential`."""
     parts = dict(nnx.iter_modules(root))
 
     def named(path: tuple[Any, ...]) -> str:
@@ -101,7 +101,7 @@ def _normalisation(part: Any, twin: Any, place: str) -> Iterator[str]:
 
 
 def _gelu_forms(run: Callable[[], Any]) -> set[str]:
-    """The values of `approximate` in the calls of GELU that PyTorch makes."""
+    """Values of `approximate` in PyTorch's calls of GELU."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     aten = import_torch().ops.aten

@@ -1,4 +1,4 @@
-"""The tolerances: the size of an error that still counts as agreement."""
+"""Tolerances: the largest errors that count as agreement."""
 
 # dtype: (steps up to, outputs and states, gradients)
 _TABLE = {
@@ -6,13 +6,13 @@ _TABLE = {
     "float32": [(100, 1e-6, 3e-6), (1000, 1e-6, 1e-5)],
     "bfloat16": [(1000, 4e-3, 1e-2)],
 }
-_TRAINING = [(1, 1e-12), (20, 1e-9)]  # (optimiser steps up to, parameters and losses)
+_TRAINING = [(1, 1e-12), (20, 1e-9)]  # (optimizer steps up to, parameters and losses)
 ERROR_RATIO = 3.0
-"""The largest ratio of an error to its floor, or to PyTorch's own error, that agrees."""
+"""Largest ratio of an error to its floor, or to PyTorch's own error, that counts as agreement."""
 
 
 def tolerance(dtype: str, steps: int, kind: str) -> float:
-    """The largest error that counts as agreement: the only place that says so.
+    """Largest error that counts as agreement.
 
     ==========  =====  =======================  =========
     dtype       steps  output, state and loss   gradient
@@ -25,12 +25,12 @@ def tolerance(dtype: str, steps: int, kind: str) -> float:
 
     Let d be the difference from the reference `ref`. Outputs, states and the loss are judged by
     max|d| / max(1, max|ref|), gradients by max|d| / max|ref|, tensor by tensor. Beyond 1000 steps
-    all of them grow in proportion to the steps. bfloat16 is judged against a float64 reference.
-    "training" is for parameters and losses after that many steps of an optimiser in float64,
+    all bounds grow in proportion to the steps. bfloat16 is judged against a float64 reference.
+    The kind "training" covers parameters and losses after `steps` optimizer steps in float64,
     judged as outputs: 1e-12 after one step, 1e-9 after up to 20.
 
     Raises:
-        ValueError: for another dtype or kind, and for training that nothing is promised about.
+        ValueError: for an unknown dtype or kind; for training in another dtype or beyond 20 steps.
 
     Example:
         >>> from jaxrnn.testing import tolerance

@@ -1,6 +1,7 @@
-"""The PyTorch side of a comparison: the oracle, on the CPU. PyTorch is imported in functions only.
+"""PyTorch side of a comparison: the reference, run on the CPU.
 
-The annotations are `Any`, so that nothing here needs PyTorch before it is called.
+PyTorch is imported inside functions and annotations are `Any`, so that importing this module does
+not need PyTorch.
 """
 
 import warnings
@@ -15,7 +16,7 @@ from jaxrnn.testing.values import Call, Result, call_module, cotangents, is_arra
 
 
 class Role(NamedTuple):
-    """How a module is called, and what its inputs and outputs are called."""
+    """Calling convention of a module, and the names of its inputs and outputs."""
 
     call: Call
     inputs: tuple[str, ...]
@@ -36,10 +37,10 @@ def _labels(given: tuple[str, ...], word: str, paths: list[str]) -> list[str]:
 
 
 def role(module: Any, call: Call | None) -> Role:
-    """PyTorch's names for its recurrent layers and cells; for any other, the place in the pytree.
+    """Role of a module: PyTorch's names for recurrent layers and cells, else pytree paths.
 
-    A user's module tells neither its time axis nor its batch axis: the longer one of the two, over
-    all inputs, counts as the number of steps.
+    The time axis of a user's module is unknown. The longest of the first two axes of all inputs
+    counts as the number of steps.
     """
     nn = import_torch().nn
     if call is None and isinstance(module, nn.RNNBase):
@@ -63,8 +64,8 @@ def role(module: Any, call: Call | None) -> Role:
 def prepare(module: Any, dtype: str, noise: float, seed: int, train: bool) -> Any:
     """A copy in `dtype`, with normal noise on every parameter.
 
-    The noise has the standard deviation `noise` for vectors and noise / sqrt(fan-in) for matrices,
-    so that a recurrent matrix grows little in norm, and no network turns chaotic by it.
+    The noise has the standard deviation `noise` for vectors and noise / sqrt(fan-in) for matrices.
+    The norm of a recurrent matrix then grows little, and the network does not become chaotic.
     """
     torch = import_torch()
     module = copied(module).cpu().double().train(train)
@@ -82,19 +83,19 @@ def prepare(module: Any, dtype: str, noise: float, seed: int, train: bool) -> An
 
 
 def cast(module: Any, dtype: str) -> Any:
-    """In place."""
+    """Casts a module in place."""
     return module.to(getattr(import_torch(), dtype))
 
 
 def first_names(module: Any) -> dict[str, str]:
-    """For each name of a parameter its first one: another where the parameter is shared."""
+    """Map from each parameter name to the first name of that parameter, which may be shared."""
     names = {id(value): name for name, value in module.named_parameters()}
     every = module.named_parameters(remove_duplicate=False)
     return {name: names[id(value)] for name, value in every}
 
 
 def weight_norm_names(module: Any) -> dict[str, str]:
-    """The names of `weight_norm` in its older style, which JAX uses -> those of the newer one."""
+    """Map from the older names of `weight_norm`, which JAX uses, to the newer ones."""
     names = {}
     for new in dict(module.named_parameters(remove_duplicate=False)):
         stem, mark, rest = new.rpartition("parametrizations.")
@@ -117,7 +118,7 @@ def _refuse_random(module: Any) -> None:
 
 
 def tensors(tree: Any, dtype: Any) -> Any:
-    """Arrays as tensors: floating ones of `dtype` and with gradients, integers as int64."""
+    """Converts arrays to tensors: floating ones to `dtype` with gradients, integers to int64."""
     torch = import_torch()
 
     def convert(leaf: Any) -> Any:
@@ -133,7 +134,7 @@ def tensors(tree: Any, dtype: Any) -> Any:
 
 
 def array(tensor: Any) -> np.ndarray:
-    """A tensor in NumPy, exactly: floating ones as float64."""
+    """Converts a tensor to NumPy exactly; floating tensors become float64."""
     tensor = tensor.detach().cpu()
     return np.array((tensor.double() if tensor.is_floating_point() else tensor).numpy())
 
@@ -141,10 +142,10 @@ def array(tensor: Any) -> np.ndarray:
 def loss(
     module: Any, call: Call, inputs: Any, options: dict[str, Any], dtype: str, seed: int
 ) -> tuple[Any, dict[str, Any]]:
-    """The sum of <cotangent, output> over the floating outputs, and all outputs by path."""
+    """Sum of <cotangent, output> over the floating outputs, and all outputs by path."""
     torch = import_torch()
     with warnings.catch_warnings():
-        # PyTorch tells, once, which of its own kernels it does not choose.
+        # PyTorch warns once that oneDNN does not serve projections.
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         outputs = structure(call(module, *inputs, **options))
     floating = {path: y for path, y in outputs.items() if _is_floating(y)}
@@ -158,8 +159,10 @@ def loss(
 def run(
     module: Any, call: Call, inputs: Any, options: dict[str, Any], dtype: str, seed: int
 ) -> Result:
-    """Outputs, loss and every gradient, in the module's own dtype, of inputs and cotangents
-    rounded to `dtype`."""
+    """Outputs, loss and every gradient, computed in the module's own dtype.
+
+    Inputs and cotangents are rounded to `dtype`.
+    """
     torch = import_torch()
     own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float64)
     inputs, options = tensors(inputs, own), tensors(options, own)
@@ -184,7 +187,7 @@ def run(
 def fit(
     module: Any, call: Call, batches: list[Any], make: Callable[[Any], Any], dtype: str, seed: int
 ) -> dict[str, np.ndarray]:
-    """The losses, and the parameters after a step of an optimiser on each batch."""
+    """Losses, and the parameters after one optimizer step on each batch."""
     torch = import_torch()
     optimizer = make(module.parameters())
     losses = []
@@ -203,9 +206,9 @@ def _is_floating(leaf: Any) -> bool:
 
 
 def call_recurrent(module: Any, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
-    """`nn.RNN`, `nn.LSTM` or `nn.GRU` on padded sequences: packed, run, and padded again.
+    """Runs `nn.RNN`, `nn.LSTM` or `nn.GRU` on padded sequences by packing and unpacking them.
 
-    PyTorch packs no sequence of length 0 and no unbatched one: those are run row by row.
+    PyTorch packs neither sequences of length 0 nor unbatched ones; those run row by row.
     """
     rnn = import_torch().nn.utils.rnn
     if lengths is None:

@@ -1,4 +1,4 @@
-"""Two modules with the same weights, and the values of both by the same names."""
+"""Copies of two modules with the same weights, and their values under the same names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -29,7 +29,7 @@ def twins(
         shapes(renamed(in_jax, first)),
     )
     state = theirs.state_dict().items()
-    # Of the names of a parameter that is shared in PyTorch, JAX may hold one.
+    # A parameter that is shared in PyTorch has several names, of which JAX may hold one.
     weights = {name: value for name, value in state if name in held or name not in first}
     interchange.load_state_dict(ours, weights)
     return theirs, ours, first
@@ -43,7 +43,7 @@ Values: TypeAlias = dict[tuple[str, Kind], np.ndarray]
 
 
 def named(result: Result, role: torch_side.Role, first: Mapping[str, str]) -> Values:
-    """All values of one side, by the name and kind of their row."""
+    """Values of one side by the name and kind of their row."""
     outputs = zip(role.output_names(result.outputs), result.outputs.values(), strict=True)
     inputs = zip(role.input_names(result.inputs), result.inputs.values(), strict=True)
     values: Values = {}
@@ -65,7 +65,11 @@ def shapes(values: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 def check_same(
     what: str, theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """The same names with the same shapes on both sides, or one sentence that lists the others."""
+    """Require the same names and shapes on both sides.
+
+    Raises:
+        ValueError: for any difference, with all of them in one message.
+    """
 
     def listed(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> str:
         return ", ".join(f"`{name}` {shapes[name]}" for name in names)

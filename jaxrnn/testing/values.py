@@ -1,4 +1,4 @@
-"""What both sides of a comparison are given, and what they give back: NumPy arrays by path."""
+"""Inputs and results of both sides of a comparison: NumPy arrays by path."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -12,8 +12,11 @@ Call: TypeAlias = Callable[..., Any]
 
 
 class Result(NamedTuple):
-    """One side's values, all in NumPy: outputs and gradients of inputs by their place in the
-    pytree, gradients of parameters by PyTorch's name and in its layout."""
+    """Values of one side, in NumPy.
+
+    Outputs and gradients of inputs are keyed by their pytree path, gradients of parameters by
+    PyTorch's name and in its layout.
+    """
 
     outputs: dict[str, np.ndarray]
     loss: np.ndarray
@@ -30,9 +33,9 @@ def is_array(leaf: Any) -> bool:
 
 
 def arrays(tree: Any, dtype: str) -> Any:
-    """Arrays of NumPy, JAX or PyTorch in NumPy, floating ones rounded to `dtype`.
+    """Converts NumPy, JAX or PyTorch arrays to NumPy, floating ones rounded to `dtype`.
 
-    Other leaves (a Python number, a string) are left as they are.
+    Other leaves (a Python number, a string) are unchanged.
     """
 
     def convert(leaf: Any) -> Any:
@@ -52,7 +55,7 @@ def is_floating(leaf: Any) -> bool:
 
 
 def structure(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by path: `{"": y}` for one, `{"[0]": y, "[1][0]": h}` for a tuple."""
+    """Leaves of a pytree by path: `{"": y}` for one, `{"[0]": y, "[1][0]": h}` for a tuple."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
@@ -60,11 +63,12 @@ def structure(tree: Any) -> dict[str, Any]:
 def cotangents(
     shapes: Mapping[str, tuple[int, ...]], dtype: str, seed: int
 ) -> dict[str, np.ndarray]:
-    """A random weight for every element of every output, rounded to `dtype`, in float64.
+    """Random cotangents for every output, rounded to `dtype` and stored in float64.
 
-    The loss is sum <cotangent, output>. Each output has draws of its own, from a normal
-    distribution over the square root of the number of all elements, so that the loss is about as
-    large as an output and its error too. A lone scalar is a loss already: its cotangent is 1.
+    The loss is sum <cotangent, output>. Each output has independent draws from a normal
+    distribution, divided by the square root of the number of all elements, so that the loss and its
+    error are about as large as those of an output. A single scalar output is already a loss, so its
+    cotangent is 1.
     """
     if list(shapes.values()) == [()]:
         return {path: np.ones(()) for path in shapes}
