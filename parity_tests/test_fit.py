@@ -341,7 +341,7 @@ def test_a_folder_with_another_run(run, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "metrics.jsonl").write_text("mine\n")
-    refused(other, "no checkpoint, so no run that could be resumed")
+    refused(other, "no checkpoint to resume from")
 
 
 def test_a_file_in_place_of_the_folder(tmp_path):

@@ -76,7 +76,7 @@ def wait_in(folder, moment):
 
 
 def test_a_second_run_in_a_folder_is_refused_and_the_first_one_unharmed(tmp_path):
-    refused = r"Another run of `fit` trains in .* Nothing was changed\."
+    refused = r"Another run of `fit` is training in .* Nothing was changed\."
     with run("wait_in(sys.argv[2], 'step')", tmp_path) as first:
         assert first.stdout.readline() == "now\n"
         with pytest.raises(OSError, match=refused):

@@ -185,7 +185,7 @@ def test_shared_attention_and_parts_of_a_gradient():
     [
         (
             lambda r: nnx.ConvTranspose(2, 2, 2, rngs=r),
-            r"`x` is an `nnx.ConvTranspose` with padding='SAME', which no padding and .* crop",
+            r"`x` is an `nnx.ConvTranspose` with padding='SAME', to which no padding and .* crop",
         ),
         (
             lambda r: nnx.ConvTranspose(2, 2, 3, padding="CIRCULAR", rngs=r),
@@ -204,13 +204,13 @@ def test_shared_attention_and_parts_of_a_gradient():
         (lambda r: nnx.MultiHeadAttention(2, 4, normalize_qk=True, rngs=r), "normalize_qk=False"),
         (
             lambda r: nnx.Einsum("nta,hab->nthb", (8, 2, 4), (8, 4), rngs=r),
-            r'`nnx.Einsum` with "nta,hab->nthb", which is no `torch.nn.Linear`: only',
+            r'`nnx.Einsum` with "nta,hab->nthb", which is not a `torch.nn.Linear`: only',
         ),
-        (lambda r: nnx.Einsum("ab,bc->ca", (2, 3), rngs=r), r'with "ab,bc->ca", which is no'),
-        (lambda r: nnx.Einsum("ba,ab->bb", (2, 2), rngs=r), r'with "ba,ab->bb", which is no'),
+        (lambda r: nnx.Einsum("ab,bc->ca", (2, 3), rngs=r), r'with "ab,bc->ca", which is not a'),
+        (lambda r: nnx.Einsum("ba,ab->bb", (2, 2), rngs=r), r'with "ba,ab->bb", which is not a'),
         (
             lambda r: nnx.SpectralNorm(nnx.Linear(2, 2, rngs=r), rngs=r),
-            "`x` is an `nnx.SpectralNorm`, which renews its estimate at every call",
+            "`x` is an `nnx.SpectralNorm`, which updates its estimate at every call",
         ),
         (
             lambda r: nnx.WeightNorm(nnx.Linear(2, 2, rngs=r), use_scale=False, rngs=r),

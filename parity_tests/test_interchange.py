@@ -158,7 +158,10 @@ def test_a_state_without_its_module_is_named_by_its_shapes(pair):
     ("model", "words"),
     [
         (lambda r: nnx.Sequential(nnx.Linear(2, 2, rngs=r)), "may be an nnx.Sequential"),
-        (lambda r: nnx.MultiHeadAttention(2, 4, rngs=r), "of which layer the `kernel` under `key`"),
+        (
+            lambda r: nnx.MultiHeadAttention(2, 4, rngs=r),
+            "to which layer the `kernel` under `key` belongs",
+        ),
         (lambda r: nnx.Dict(w=nnx.Dict(kernel=nnx.Param(jnp.ones(3)))), "`kernel` under `w`"),
     ],
 )

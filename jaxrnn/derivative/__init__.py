@@ -1,5 +1,5 @@
-"""The one derivative rule of all strategies, and linear maps with adjoints of their own.
+"""The derivative rule shared by all strategies, and linear maps with custom adjoints.
 
 rule         `Recurrence`, one direction of one layer, and its derivative
-linear_map   a linear map whose adjoint is computed in a way that JAX cannot find
+linear_map   linear maps whose adjoint JAX cannot derive by transposition
 """

@@ -1,13 +1,13 @@
-"""A linear map with an adjoint of one's own choosing, under every transformation of JAX.
+"""Linear maps with a custom adjoint under every JAX transformation.
 
 The derivative rule of `jaxrnn.derivative.rule` ends in a map that is linear in its operands,
 
     results = A(fixed) operands            cotangents of operands = A(fixed)^T cotangents of results
 
-and JAX would find the adjoint by transposing the loop that computes A. `apply` makes A and A^T two
-primitives, each the other's transpose, so that both may be computed in a way that JAX can neither
-differentiate nor transpose: a kernel, or a loop whose number of turns depends on the data. Where
-the derivative with respect to `fixed` is asked for, that of the plain way is taken.
+for which JAX would derive the adjoint by transposing the loop that computes A. `apply` makes A and
+A^T two primitives, each the transpose of the other. Both may then use code that JAX can neither
+differentiate nor transpose, such as a kernel or a loop whose trip count depends on the data.
+Derivatives with respect to `fixed` are those of `plain`.
 
 Source: "How JAX primitives work", https://docs.jax.dev/en/latest/jax-primitives.html.
 """
@@ -26,26 +26,26 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class LinearMap:
-    """A linear map: hashable, with the three methods below, which must agree.
+    """A hashable linear map; its three methods must agree.
 
-    `fixed`, `operands`, results and cotangents are pytrees of arrays, and operands and results of
-    floats. This class computes both directions the plain way; override them in a subclass.
+    `fixed`, `operands`, results and cotangents are pytrees of arrays; operands and results are
+    floating. This class computes both directions from `plain`; subclasses override them.
     """
 
     def plain(self, fixed: Tree, operands: Tree) -> Tree:
-        """The results, by operations that JAX differentiates, transposes and batches."""
+        """Results, by operations that JAX can differentiate, transpose and batch."""
         raise NotImplementedError
 
     def tangent(self, fixed: Tree, operands: Tree) -> Tree:
-        """The results, in whatever way is fast."""
+        """Results, by any fast method."""
         return self.plain(fixed, operands)
 
     def adjoint(self, fixed: Tree, like: Tree, cotangents: Tree) -> Tree:
-        """The operands' cotangents; `like` has the shapes and dtypes of the operands."""
+        """Cotangents of the operands; `like` has the shapes and dtypes of the operands."""
         return self.transposed(fixed, like, cotangents)
 
     def transposed(self, fixed: Tree, like: Tree, cotangents: Tree) -> Tree:
-        """The operands' cotangents, by transposing the plain way. Not to be overridden."""
+        """Cotangents of the operands, by transposing `plain`. Not to be overridden."""
         return jax.linear_transpose(partial(self.plain, fixed), like)(cotangents)[0]
 
 
@@ -53,7 +53,7 @@ def apply(linear_map: LinearMap, fixed: Tree, operands: Tree) -> Tree:
     """`linear_map.tangent(fixed, operands)`, with `linear_map.adjoint` as its transpose.
 
     Example:
-        A map that says which of its methods runs.
+        A map that prints a line when its adjoint runs.
 
         >>> import dataclasses, jax, jax.numpy as jnp
         >>> from jaxrnn.derivative import linear_map
@@ -78,7 +78,7 @@ def apply(linear_map: LinearMap, fixed: Tree, operands: Tree) -> Tree:
 
 
 class _Shapes(NamedTuple):
-    """A pytree of arrays without the arrays, as a value."""
+    """Structure, shapes and dtypes of a pytree of arrays, as a hashable value."""
 
     structure: Any
     leaves: tuple[jax.ShapeDtypeStruct, ...]
@@ -93,7 +93,7 @@ class _Shapes(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """What the primitives are told besides arrays: the map and the pytrees around it."""
+    """Parameters of the primitives: the map and the pytrees of its arguments and results."""
 
     linear_map: LinearMap
     fixed: Any
@@ -101,7 +101,7 @@ class _Call(NamedTuple):
     results: _Shapes
 
     def split(self, leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """The leaves of `fixed`, and those of what the map is linear in."""
+        """Leaves of `fixed`, and leaves of the linear arguments."""
         count = self.fixed.num_leaves
         return list(leaves[:count]), list(leaves[count:])
 
@@ -113,7 +113,7 @@ def _call(linear_map: LinearMap, structure: Any, fixed: Sequence[Any], operands:
 
 
 def _push(way: str, *leaves: Any, call: _Call) -> list[Any]:
-    """operands -> results, by the method of that name."""
+    """Maps operands to results by the named method."""
     fixed, operands = call.split(leaves)
     run = getattr(call.linear_map, way)
     fixed = jax.tree.unflatten(call.fixed, fixed)
@@ -121,7 +121,7 @@ def _push(way: str, *leaves: Any, call: _Call) -> list[Any]:
 
 
 def _pull(way: str, *leaves: Any, call: _Call) -> list[Any]:
-    """Cotangents of results -> those of operands, by the method of that name."""
+    """Maps cotangents of results to cotangents of operands by the named method."""
     fixed, cotangents = call.split(leaves)
     run = getattr(call.linear_map, way)
     fixed = jax.tree.unflatten(call.fixed, fixed)
@@ -131,7 +131,7 @@ def _pull(way: str, *leaves: Any, call: _Call) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Vmapped(LinearMap):
-    """The map under `vmap`: along the first axis of every operand and of some fixed arrays."""
+    """The map under `vmap`, along axis 0 of every operand and of some fixed arrays."""
 
     linear_map: LinearMap
     axes: tuple[int | None, ...]
@@ -158,7 +158,7 @@ class _Vmapped(LinearMap):
 def _jvp(
     primitive: Primitive, plain: Callable[..., list[Any]], primals: Any, tangents: Any, *, call
 ):
-    """The map itself along the linear arguments, and the plain way along the fixed ones."""
+    """The map itself for tangents of linear arguments, and the JVP of `plain` for fixed ones."""
     fixed, linear = call.split(primals)
     dfixed, dlinear = call.split(tangents)
     terms = []
@@ -209,7 +209,7 @@ def _transpose(other: Primitive, cotangents: Any, *arguments: Any, call: _Call):
 def _primitive(
     name: str, shapes: str, run: Callable[..., list[Any]], plain: Callable[..., list[Any]]
 ) -> Primitive:
-    """A primitive with all rules but the transpose; its results are described by `call.shapes`."""
+    """A primitive with all rules but the transpose; `shapes` names the field of its results."""
     primitive = Primitive(name)
     primitive.multiple_results = True
 

@@ -1,14 +1,14 @@
-"""The derivative rule of every strategy: one direction of one layer as a whole.
+"""Derivative rule shared by all strategies, for one direction of one layer.
 
-A `Recurrence` maps (weights, x, carry) to the outputs of all steps and the last carry. `run` gives
-it a derivative of any order in both modes:
+A `Recurrence` maps (weights, x, carry) to the outputs of all steps and the last carry. `run` makes
+it differentiable to any order in both modes:
 
     (ys, last), saved = run(weights, x, carry)
     (dys, dlast) = A(weights, x, carry, ys, saved) (dweights, dx, dcarry)        A is linear
 
-Forward mode is A, reverse mode its adjoint. A recurrence computes both in whatever way is fast
-(`push`, `pull`). Derivatives of A itself are those of `plain`, which depends on the primal
-arguments alone, so that nothing that is saved needs a derivative.
+Forward mode is A and reverse mode its adjoint. A recurrence may compute both by any fast method
+(`push`, `pull`). Derivatives of A itself come from `plain`, which depends on the primal arguments
+alone, so saved arrays need no derivatives.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from jaxrnn.cells import Carry, Weights
 from jaxrnn.derivative import linear_map
 
 Fixed = tuple[Weights, Array, Carry, Array | None, Array, Any]
-"""(weights, x, carry, mask, ys, saved): what A depends on."""
+"""(weights, x, carry, mask, ys, saved): the arguments on which A depends nonlinearly."""
 
 Operands = tuple[Weights | None, Array | None, Carry]
-"""(dweights, dx, dcarry): what A is linear in. None stands for a zero that nobody needs.
+"""(dweights, dx, dcarry): the arguments in which A is linear. None stands for zero.
 
-In `dweights.cell` stand the tangents of the floating parameters alone, in a list.
+`dweights.cell` is a list of the tangents of the floating parameters alone.
 """
 
 Tangents = tuple[Array, Carry]
@@ -40,22 +40,23 @@ Tangents = tuple[Array, Carry]
 
 
 class Recurrence:
-    """One direction of one layer over time, as a hashable value. The defaults are JAX's own ways.
+    """One direction of one layer over time, as a hashable value.
 
-    A subclass defines `plain` at least. Laws: `run` returns what `plain` returns; `push` is the
-    derivative of `plain`; `pull` is the transpose of `push`. The tests of the contract check them.
+    A subclass defines at least `plain`; the other methods default to JAX's own derivatives. `run`
+    must return the results of `plain`, `push` must be the derivative of `plain`, and `pull` the
+    transpose of `push`. The contract tests check these laws.
     """
 
     transposable: bool = False
-    """JAX itself may transpose and differentiate `push_saving`, which is used instead of `push`."""
+    """True if JAX can transpose and differentiate `push_saving`, which then replaces `push`."""
 
     saves_steps: bool = True
-    """Every array that `run` saves has one entry for each step, (T, B, ·), or none at all."""
+    """True if `run` saves nothing, or only arrays with one entry for each step, (T, B, ·)."""
 
     def plain(
         self, weights: Weights, x: Array, carry: Carry, mask: Array | None
     ) -> tuple[Array, Carry]:
-        """(ys, last), by operations that JAX differentiates, batches and exports."""
+        """(ys, last), by operations that JAX can differentiate, batch and export."""
         raise NotImplementedError
 
     def run(
@@ -82,11 +83,11 @@ class Recurrence:
     def push_saving(
         self, fixed: Fixed, operands: Operands, *, save: bool
     ) -> tuple[Array, Carry, Any]:
-        """`push`, and the tangents of what `run` saved: () unless `save`. Of transposable ones."""
+        """`push`, and tangents of the saved arrays: () unless `save`. Needed if `transposable`."""
         raise NotImplementedError
 
     def pull(self, fixed: Fixed, like: Any, cotangents: Tangents) -> Operands:
-        """The adjoint of A. `like` has the operands' shapes, and None for what is not wanted."""
+        """Adjoint of A. `like` has the operands' shapes, and None for cotangents not needed."""
         return transpose(partial(self.push, fixed), like, cotangents)
 
     def pull_with_info(self, fixed: Fixed, like: Any, cotangents: Tangents) -> tuple[Operands, Any]:
@@ -99,7 +100,7 @@ def transpose(run: Any, like: Any, cotangents: Any) -> Any:
 
 
 def split(weights: Weights) -> tuple[list[Array], Any]:
-    """The floating arrays of the weights in the order of `Operands`, and a function back."""
+    """Floating arrays of the weights in the order of `Operands`, and a function that rebuilds."""
     leaves, tree = jax.tree.flatten(weights)
     floating = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
 
@@ -117,8 +118,8 @@ def run(
 ) -> tuple[Array, Carry, Any]:
     """(ys, last, info), differentiable to any order in both modes.
 
-    Where types say that several devices share an array, only JAX's own operations can follow where
-    each part is: then `plain` runs, without info.
+    If the types say that an array is spread over several devices, only JAX's own operations can
+    follow the placement. `plain` runs then, without info.
     """
     if not recurrence.transposable and sharding.spread(weights, x, carry, mask):
         return *recurrence.plain(weights, x, carry, mask), None
@@ -135,7 +136,7 @@ def _run(recurrence: Recurrence, save: bool, weights: Weights, x: Array, carry: 
 def _jvp(recurrence: Recurrence, save: bool, primals: Any, tangents: Any):
     weights, x, carry, mask = primals
     dweights, dx, dcarry, _ = tangents
-    # The rule applies to this call too, so derivatives of any order meet the rule again.
+    # The rule applies to this call too, so it serves derivatives of any order.
     ys, last, saved, info = _run(recurrence, True, weights, x, carry, mask)
     fixed = (weights, x, carry, mask, ys, saved)
     operands = (_weights(weights, dweights), _unless_zero(dx), jax.tree.map(_full, dcarry, carry))
@@ -149,7 +150,7 @@ def _jvp(recurrence: Recurrence, save: bool, primals: Any, tangents: Any):
 
 
 def _weights(weights: Weights, tangents: Weights) -> Weights | None:
-    """The tangents of the floating weights, and None if all of them are zero."""
+    """Tangents of the floating weights, or None if all of them are zero."""
     pairs = list(zip(jax.tree.leaves(weights), _leaves(tangents), strict=True))
     if all(isinstance(t, SymbolicZero) for w, t in pairs if jnp.issubdtype(w.dtype, jnp.inexact)):
         return None
@@ -168,7 +169,7 @@ def _unless_zero(tangent: Any) -> Any:
 
 
 def _full(tangent: Any, primal: Array) -> Array:
-    """The tangent as an array, placed on devices as its primal is."""
+    """The tangent as an array, with the placement of its primal."""
     if not isinstance(tangent, SymbolicZero):
         return tangent
     return ad.instantiate_zeros(ad.Zero(jax.typeof(primal).to_tangent_aval()))
@@ -182,10 +183,10 @@ def no_tangent(x: Array) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TangentMap(linear_map.LinearMap):
-    """A of a recurrence, with `pull` as its adjoint and the derivative of `plain` as the plain way.
+    """A of a recurrence, with `pull` as its adjoint and the derivative of `plain` as `plain`.
 
-    What was saved is a function of the other fixed arrays, so the plain way neither needs it nor
-    has a derivative along it.
+    The saved arrays are a function of the other fixed arrays, so `plain` neither uses them nor has
+    a derivative with respect to them.
     """
 
     recurrence: Recurrence

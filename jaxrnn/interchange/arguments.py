@@ -1,4 +1,4 @@
-"""Wrong arguments, each answered by one sentence that says what to pass instead."""
+"""Argument checks, with errors that say what to pass instead."""
 
 import os
 from collections.abc import Mapping
@@ -51,5 +51,5 @@ def check_path(function: str, module: Any, path: Any) -> None:
     if not isinstance(path, str | bytes | os.PathLike):
         advice = "Arrays by name are loaded by `load_state_dict`."
         if not isinstance(path, Mapping):
-            advice = "Open files and numbers are not taken."
+            advice = "Open files and file descriptors are not supported."
         raise TypeError(f"{call} needs a path, got {type(path).__name__}. {advice}")

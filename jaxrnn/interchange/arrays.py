@@ -1,4 +1,4 @@
-"""Arrays into and out of a module: NumPy, JAX and PyTorch's tensors, without importing PyTorch."""
+"""Conversion of NumPy, JAX and PyTorch arrays, without importing PyTorch."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxrnn.interchange.entry import Entry, is_array
 
 
 def exported(entry: Entry) -> Any:
-    """The array in PyTorch's layout: a copy or, inside a transformation, the traced array."""
+    """The array in PyTorch's layout: a copy, or the traced array inside a transformation."""
     values = entry.values
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
         raise ValueError(f"`{entry.name}` has a shape but no values yet: load some first.")
@@ -20,9 +20,9 @@ def exported(entry: Entry) -> Any:
 
 
 def imported(value: Any) -> Any:
-    """A NumPy array for an array of NumPy, JAX or PyTorch (without a copy if possible).
+    """Converts a NumPy, JAX or PyTorch array to NumPy, without a copy if possible.
 
-    Traced arrays stay as they are, and so does what is no array.
+    Traced arrays and values that are not arrays are returned unchanged.
     """
     if isinstance(value, jax.core.Tracer) or not is_array(value):
         return value
@@ -30,7 +30,7 @@ def imported(value: Any) -> Any:
         if hasattr(value, "detach"):
             value = value.detach().cpu().resolve_conj().resolve_neg()
             if "float" in str(value.dtype):
-                # NumPy has no bfloat16 and no float8, and float32 holds both.
+                # NumPy has neither bfloat16 nor float8; float32 represents both exactly.
                 return value.numpy() if value.itemsize > 2 else value.float().numpy()
             return value.numpy()
         return np.asarray(value)
@@ -39,10 +39,10 @@ def imported(value: Any) -> Any:
 
 
 def cast(value: Any, dtype: np.dtype) -> Any:
-    """A copy of one's own, so that no later change to the given array reaches the model."""
+    """An independent copy, so that later changes to the given array do not reach the model."""
     if isinstance(value, jax.core.Tracer):
         return value.astype(dtype)
-    # PyTorch too turns what is too large into infinity without a word.
+    # PyTorch also turns values that are too large into infinity without a warning.
     with np.errstate(over="ignore", invalid="ignore"):
         return value.astype(dtype, order="C", copy=True)
 
@@ -54,7 +54,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def placed(value: Any, old: Any) -> Any:
-    """The new value as the old one is kept: by NumPy, or by JAX on the same devices."""
+    """The new value stored like the old one: in NumPy, or in JAX on the same devices."""
     if isinstance(value, jax.core.Tracer) or isinstance(old, np.ndarray):
         return value
     if isinstance(old, jax.core.Tracer) or not getattr(old, "committed", True):

@@ -1,4 +1,4 @@
-"""`Entry`: one of PyTorch's names, and the variables of Flax behind it."""
+"""`Entry`: one PyTorch name and the Flax variables that it stands for."""
 
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,7 +11,7 @@ Path: TypeAlias = tuple[Any, ...]
 
 
 class Slot:
-    """A plain array in a dictionary, used as a variable is."""
+    """A plain array in a dictionary, with the interface of a variable."""
 
     def __init__(self, holder: dict[Any, Any], key: Any) -> None:
         self.holder, self.key = holder, key
@@ -24,11 +24,11 @@ class Slot:
 
 
 class Entry(NamedTuple):
-    """One of PyTorch's names, and what stands behind it in Flax.
+    """One PyTorch name and the Flax leaves that it stands for.
 
-    Each of `paths` leads from the root to one of `leaves`: a variable, a slot or, in a state that
-    has no variables, an array. `aliases` are other names that PyTorch may use. `part` says of
-    which layer the leaves are, each of `rank` dimensions where that is fixed.
+    Each of `paths` leads from the root to one of `leaves`: a variable, a slot or, in a state
+    without variables, an array. `aliases` are other names that PyTorch may use. `part` names the
+    attribute and layer of the leaves, each of which has `rank` dimensions if `rank` is given.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """In PyTorch's layout."""
+        """Shape in PyTorch's layout."""
         empty = [np.broadcast_to(np.int8(0), value.shape) for value in self.values]
         return self.layout.to_torch(*empty).shape
 
@@ -59,12 +59,12 @@ class Entry(NamedTuple):
             if self.rank is not None and value.ndim != self.rank:
                 raise ValueError(
                     f"`{name}` is the {self.part} with {self.rank} dimensions, got {value.ndim}: "
-                    "translate stacked ones one by one."
+                    "translate stacked layers one by one."
                 )
 
 
 def identity(leaf: Any) -> Any:
-    """Equal for two leaves that are one."""
+    """Equal for two leaves that are the same parameter."""
     return (id(leaf.holder), leaf.key) if isinstance(leaf, Slot) else id(leaf)
 
 

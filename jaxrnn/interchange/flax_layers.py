@@ -1,8 +1,8 @@
-"""The table of Flax's layers that PyTorch names or lays out in another way.
+"""Table of Flax layers whose names or layouts differ from PyTorch's.
 
-A layer's row says which of its attributes make which of PyTorch's parameters, in which layout;
-attributes without a rule keep their names. A row of `BY_SETTINGS` is a function of the layer, for
-one whose translation depends on its settings, or that refuses some of them.
+The row of a layer maps its attributes to PyTorch's parameters and their layouts. Attributes without
+a rule keep their names. `BY_SETTINGS` holds functions of the layer, for layers whose translation
+depends on their settings or that are unsupported with some settings.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ from jaxrnn.interchange.layouts import (
 
 
 class Rule(NamedTuple):
-    """Attributes of a layer (dotted, separated by spaces) that are `name` in PyTorch.
+    """Attributes of a layer (dotted, separated by spaces) that form PyTorch's parameter `name`.
 
-    `rank` is the number of dimensions of the attributes, where no stack of them is translated.
+    If `rank` is given, the attributes must have that number of dimensions: stacks are rejected.
     """
 
     attributes: str
@@ -40,7 +40,7 @@ class Rule(NamedTuple):
 
 
 class Refused(Exception):
-    """A clause that completes "`x` is an `nnx.Layer`"."""
+    """Untranslatable layer; the message is a clause that completes "`x` is an `nnx.Layer`"."""
 
 
 FIXED: dict[type, tuple[Rule, ...]] = {
@@ -71,8 +71,8 @@ def _conv_transpose(layer: Any) -> tuple[Rule, ...]:
         raise Refused(" with a mask, which PyTorch lacks. Multiply the kernel by the mask instead.")
     if not _torch_padding(layer):
         raise Refused(
-            f" with padding={layer.padding!r}, which no padding and output_padding of PyTorch's "
-            'give. Use padding="VALID" and crop the output.'
+            f" with padding={layer.padding!r}, to which no padding and output_padding of PyTorch "
+            'correspond. Use padding="VALID" and crop the output.'
         )
     # With transpose_kernel=True, Flax holds the kernel of the convolution that it transposes.
     layout = CONVOLUTION if layer.transpose_kernel else TRANSPOSED
@@ -82,8 +82,8 @@ def _conv_transpose(layer: Any) -> tuple[Rule, ...]:
 def _torch_padding(layer: Any) -> bool:
     """True if PyTorch's transposed convolution has arguments for the layer's padding.
 
-    Flax pads the dilated input by (low, high); PyTorch by d (k - 1) - padding, and output_padding
-    more at the end, which must be less than the stride or the dilation.
+    Flax pads the dilated input by (low, high). PyTorch pads it by d (k - 1) - padding, and by
+    output_padding more at the end, which must be less than the stride or the dilation.
     """
     axes = len(layer.kernel_size)
     strides = _per_axis(layer.strides, axes)
@@ -132,7 +132,7 @@ def _attention(layer: Any) -> tuple[Rule, ...]:
 
 
 def _einsum(layer: Any) -> tuple[Rule, ...]:
-    """The strings of `torch.nn.Linear`: "...i,io->...o", or with the kernel as "oi"."""
+    """Rules for einsums equal to `torch.nn.Linear`: "...i,io->...o" and "...i,oi->...o"."""
     text = layer.einsum_str or ""
     operands, _, result = text.partition("->")
     x, _, kernel = operands.partition(",")
@@ -145,16 +145,16 @@ def _einsum(layer: Any) -> tuple[Rule, ...]:
     )
     if not linear or len(layer.bias_shape or (0,)) != 1:
         raise Refused(
-            f' with "{text}", which is no `torch.nn.Linear`: only "...i,io->...o" and '
-            '"...i,oi->...o" have a layer in PyTorch. Hold the parameters in a module of your own.'
+            f' with "{text}", which is not a `torch.nn.Linear`: only "...i,io->...o" and '
+            '"...i,oi->...o" have a layer in PyTorch. Keep the parameters in a module of your own.'
         )
     return (Rule("kernel", "weight", MATRIX if kernel == i + o else SAME),)
 
 
 def _spectral_norm(layer: Any) -> tuple[Rule, ...]:
     raise Refused(
-        ", which renews its estimate at every call, where PyTorch's spectral_norm keeps vectors u "
-        "and v that Flax lacks. Fold the norm into the weight in PyTorch, with "
+        ", which updates its estimate at every call and lacks the vectors u and v of PyTorch's "
+        "spectral_norm. Fold the norm into the weight in PyTorch, with "
         "`torch.nn.utils.parametrize.remove_parametrizations`, and use the layer without it."
     )
 

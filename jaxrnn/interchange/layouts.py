@@ -1,4 +1,4 @@
-"""Layouts: how arrays of a Flax layer become one array of PyTorch, and back."""
+"""Layouts: conversions between arrays of a Flax layer and one PyTorch array."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ Shape: TypeAlias = tuple[int, ...]
 class Layout(NamedTuple):
     """A function from Flax's arrays to PyTorch's array, and its inverse.
 
-    `from_torch` also takes the shapes of Flax's arrays, and returns one array for each.
+    `from_torch` also takes the shapes of Flax's arrays and returns one array for each.
     """
 
     to_torch: Callable[..., Any]
@@ -35,7 +35,7 @@ def _channels_last(weight: Any) -> Any:
 
 
 def _flip(kernel: Any) -> Any:
-    """Reverse all axes but the last two."""
+    """Reverses all axes except the last two."""
     return kernel[(slice(None, None, -1),) * (kernel.ndim - 2)]
 
 

@@ -1,4 +1,4 @@
-"""Problems of loading a mapping into a module, in sentences."""
+"""Problems with loading a mapping into a module, as error messages."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -15,10 +15,10 @@ _MOST_LINES = 10
 
 
 class IncompatibleKeys(NamedTuple):
-    """The names that `load_state_dict` left out, as PyTorch's function of that name returns.
+    """Names that `load_state_dict` did not load, as in PyTorch.
 
-    `missing_keys` are the model's names that got no value, `unexpected_keys` the given names that
-    the model lacks.
+    `missing_keys` are the model's names without a given value, `unexpected_keys` the given names
+    that the model lacks.
 
     Example:
         >>> import numpy as np
@@ -35,7 +35,7 @@ class IncompatibleKeys(NamedTuple):
 
 
 class Given(NamedTuple):
-    """Arrays to load by the model's names, and the name that each had in the mapping."""
+    """Arrays to load by the model's names, and their names in the mapping."""
 
     values: dict[str, Any]
     original: dict[str, str]
@@ -47,7 +47,7 @@ def select(
     prefix: str,
     rename: Callable[[str], str | None] | None,
 ) -> Given:
-    """The entries of a mapping whose names start with `prefix`, by their names in the model.
+    """Entries of a mapping whose names start with `prefix`, by their names in the model.
 
     Raises:
         ValueError: no name starts with `prefix`, or two names become one.
@@ -81,10 +81,10 @@ def select(
 
 
 def check(targets: list[Entry], given: Given, strict: bool) -> IncompatibleKeys:
-    """The names that do not meet.
+    """Checks the given values against the model, and returns the unmatched names.
 
     Raises:
-        ValueError: a value that does not fit or, if `strict`, any such name.
+        ValueError: for a value that does not fit or, if `strict`, an unmatched name.
     """
     values = given.values
     covered = {identity(leaf) for entry in targets if entry.name in values for leaf in entry.leaves}
@@ -137,14 +137,14 @@ def _misfit(entry: Entry, value: Any, name: str) -> Iterable[str]:
 
 
 def _castable(source: Any, target: Any) -> bool:
-    """True if no kind is lost: booleans become integers, real and complex numbers, never back."""
+    """True if the cast keeps the kind: booleans become integers, real or complex, never back."""
     kinds = [jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating]
     found = [[i for i, k in enumerate(kinds) if jnp.issubdtype(d, k)] for d in (source, target)]
     return all(found) and found[0] <= found[1]
 
 
 def _wrapper(known: set[str], values: Mapping[str, Any]) -> str | None:
-    """For a training checkpoint that holds the model's mapping as one of its values."""
+    """Advice for a training checkpoint that holds the model's mapping as one of its values."""
     for key, inner in values.items():
         if isinstance(inner, Mapping) and any(map(is_array, inner.values())):
             prefix, _ = _most_common(_prefixes(known, inner))
@@ -158,7 +158,7 @@ def _wrapper(known: set[str], values: Mapping[str, Any]) -> str | None:
 
 
 def _prefix(missing: set[str], matched: int, given: Given) -> str | None:
-    """For names that would all be there but for a prefix, given or of the model."""
+    """Advice for names that differ by a prefix, of the given state or of the model."""
     names = given.values
     prefix, count = _most_common(_prefixes(missing, names))
     text = escaped(prefix)
@@ -180,7 +180,7 @@ def _most_common(counts: Counter[str]) -> tuple[str, int]:
 
 
 def _prefixes(suffixes: set[str], names: Iterable[str]) -> Counter[str]:
-    """Number of names that are a prefix (with its dot) and one of the suffixes, by prefix."""
+    """Count of names that are a prefix (with its dot) and one of the suffixes, by prefix."""
     parts = 1 + max((suffix.count(".") for suffix in suffixes), default=0)
     found: Counter[str] = Counter()
     for name in names:
@@ -203,7 +203,7 @@ _REMEDIES = {
 
 
 def _reparametrized(missing: list[str], unexpected: list[str]) -> Iterable[str]:
-    """For parameters that PyTorch holds in the parts of a norm of weights."""
+    """Advice for parameters that PyTorch keeps as the parts of a weight or spectral norm."""
     names = set(unexpected)
     for name in missing:
         stem, dot, last = name.rpartition(".")

@@ -17,26 +17,27 @@ from jaxrnn.interchange.torch_names import entries
 
 
 def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
-    """Write a module's `state_dict` to a safetensors file that PyTorch reads too, all or nothing.
+    """Writes a module's `state_dict` to a safetensors file, atomically; PyTorch can read it.
 
-    A parameter that is held under several names is written once, under the first, as
-    `safetensors.torch.save_model` does: `safetensors.torch.load_model` reads such a file into a
-    model that shares the parameter too.
+    A shared parameter is written once, under its first name, as `safetensors.torch.save_model`
+    does. `safetensors.torch.load_model` reads such a file into a model that shares the parameter
+    too.
 
     Raises:
         TypeError: not a module, or not a path.
-        ValueError: as `state_dict`; a dtype that safetensors lacks; `path` is no regular file.
-        OSError: as the system says. What was at `path` is then still there.
+        ValueError: as `state_dict`; for a dtype that safetensors lacks; if `path` exists and is not
+            a regular file.
+        OSError: the file cannot be written. An existing file at `path` is unchanged.
 
     Example:
         >>> import os, tempfile
         >>> from flax import nnx
         >>> from jaxrnn import interchange
-        >>> model, twin = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(1))
+        >>> model, other = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(1))
         >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
         >>> interchange.save_safetensors(model, path)
-        >>> names = interchange.load_safetensors(twin, path)
-        >>> bool((twin.kernel[...] == model.kernel[...]).all())
+        >>> names = interchange.load_safetensors(other, path)
+        >>> bool((other.kernel[...] == model.kernel[...]).all())
         True
     """
     arguments.check_path("save_safetensors", module, path)
@@ -71,7 +72,7 @@ def load_safetensors(
 
     Args:
         module: the module, changed in place.
-        path: of the file.
+        path: path of the file.
         strict, prefix, rename: as in `load_state_dict`.
 
     Returns:
@@ -79,7 +80,8 @@ def load_safetensors(
 
     Raises:
         TypeError: not a module, or not a path.
-        ValueError: as `load_state_dict`; or not a whole safetensors file. Nothing has changed.
+        ValueError: as `load_state_dict`; for an invalid or incomplete safetensors file. The module
+            is unchanged.
         OSError: the file cannot be opened.
 
     Example:

@@ -1,4 +1,4 @@
-"""`state_dict` and `load_state_dict`: parameters and gradients by PyTorch's names, in memory."""
+"""`state_dict` and `load_state_dict`: parameters and gradients by PyTorch's names."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,23 +14,23 @@ from jaxrnn.interchange.torch_names import entries, entries_like
 
 
 def state_dict(module: nnx.Module | Any, *, like: nnx.Module | None = None) -> dict[str, Any]:
-    """PyTorch's name -> NumPy array in PyTorch's layout, for a module's parameters or gradients.
+    """Maps PyTorch's names to NumPy arrays in PyTorch's layouts: parameters or gradients.
 
-    The arrays are copies, C-contiguous and writable, ready for `torch.from_numpy` (which knows no
-    bfloat16; a file does). Inside a JAX transformation they are the traced arrays.
+    The arrays are copies, C-contiguous and writable, ready for `torch.from_numpy` (except for
+    bfloat16, which only files support). Inside a JAX transformation they are the traced arrays.
 
-    Gradients come as a module (from `jax.grad`) or as an `nnx.State` (from `nnx.grad`). A state
-    does not say which layers it is of: pass `like=model`. Without it, a group of parameters is
-    taken for a Flax layer when its names are exactly those of one: `kernel` (two dimensions:
-    `nnx.Linear`, more: `nnx.Conv`), `embedding`, `scale`, each with or without `bias`, or those of
-    `nnx.BatchNorm`, or `negative_slope` (`nnx.PReLU`).
+    Gradients are passed as a module (from `jax.grad`) or as an `nnx.State` (from `nnx.grad`). A
+    state does not record its layers' types, so pass `like=model`. Without it, a group of parameters
+    is taken for a Flax layer if its names match that layer exactly: `kernel` (two dimensions:
+    `nnx.Linear`, more: `nnx.Conv`), `embedding` or `scale`, each with or without `bias`; the names
+    of `nnx.BatchNorm`; or `negative_slope` (`nnx.PReLU`).
 
-    `nnx.BatchNorm` has no `num_batches_tracked`: it is 0 here, which PyTorch reads only with
+    `nnx.BatchNorm` has no `num_batches_tracked`. It is 0 here; PyTorch uses it only with
     `momentum=None`.
 
     Raises:
-        TypeError: neither a module nor a state.
-        ValueError: a layer that cannot be translated, or a state that needs `like`.
+        TypeError: for anything but a module or a state.
+        ValueError: for a layer that cannot be translated, or a state that needs `like`.
 
     Example:
         >>> from flax import nnx
@@ -58,34 +58,34 @@ def load_state_dict(
     prefix: str = "",
     rename: Callable[[str], str | None] | None = None,
 ) -> IncompatibleKeys:
-    """Copy named arrays in PyTorch's layout into a module's parameters, in place.
+    """Copies named arrays in PyTorch's layouts into a module's parameters, in place.
 
-    The arrays may be of NumPy, JAX or PyTorch (on any device, with or without gradients). Each is
-    cast to its parameter's own dtype, as PyTorch casts, and put where the parameter is; float16
-    and bfloat16 become float32 without loss. All names must be there and no others, but for two:
-    of the names of one shared parameter one is enough, and `num_batches_tracked` is ignored.
+    The arrays may be NumPy, JAX or PyTorch arrays (on any device, with or without gradients). Each
+    is cast to the dtype of its parameter, as in PyTorch, and placed on its device; float16 and
+    bfloat16 become float32 without loss. The names must match the model's exactly, with two
+    exceptions: one name of a shared parameter is enough, and `num_batches_tracked` is ignored.
 
     Args:
         module: the module, changed in place.
-        mapping: a PyTorch model's `state_dict()`, or names and arrays from anywhere.
-        strict: with False, names of the model that are missing keep their values, and names that
-            it lacks are ignored. Shapes must fit nevertheless, as in PyTorch.
-        prefix: load only the names that start with it, without it: `"module."` for a model that
-            was wrapped in `DataParallel`, `"_orig_mod."` for a compiled one, `"encoder."` for a
-            part of a larger one.
-        rename: from a name in the mapping, without `prefix`, to the model's, or to None for one
-            that is not to be loaded.
+        mapping: a PyTorch model's `state_dict()`, or any mapping from names to arrays.
+        strict: if False, parameters without a given value keep their values, and names that the
+            model lacks are ignored. Shapes must still match, as in PyTorch.
+        prefix: load only the names that start with this prefix, and remove it: `"module."` for a
+            model that was wrapped in `DataParallel`, `"_orig_mod."` for a compiled model,
+            `"encoder."` for a part of a larger model.
+        rename: function from a name in the mapping, without `prefix`, to the model's name, or to
+            None to skip it.
 
     Returns:
-        (missing_keys, unexpected_keys), both empty if `strict`. The first are names of the model,
-        the second names of the mapping.
+        (missing_keys, unexpected_keys), both empty if `strict`. The former are names of the model,
+        the latter names of the mapping.
 
     Raises:
-        TypeError: not a module, or not a mapping. The message says what to pass.
-        ValueError: names that are missing, unexpected, misshapen, of a dtype that cannot be cast
-            without loss of kind (complex to real, real to integer), or that differ for a shared
-            parameter. The message lists up to ten of them, or says in one sentence which prefix
-            all names have or where a training checkpoint holds them. Nothing has changed.
+        TypeError: for an argument that is not a module or not a mapping, with what to pass instead.
+        ValueError: for missing or unexpected names, wrong shapes, dtypes of another kind (complex
+            to real, real to integer), or unequal values for a shared parameter. The message lists
+            up to ten of them, or names the prefix that all names have or the key of a training
+            checkpoint that holds them. The module is unchanged.
 
     Example:
         >>> import numpy as np

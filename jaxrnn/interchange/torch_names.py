@@ -1,4 +1,4 @@
-"""PyTorch's names for the parameters of an nnx module or state, in `entries`.
+"""PyTorch's names for the parameters of an nnx module or state.
 
 The names and layouts come from the table in `flax_layers`.
 """
@@ -23,7 +23,7 @@ def entries(root: nnx.Module | Any) -> list[Entry]:
     """All names under a module or state, each once, in the order of the attributes.
 
     Raises:
-        ValueError: a layer that cannot be translated, two parameters of one name, ...
+        ValueError: for a layer that cannot be translated, two parameters with one name, ...
     """
     found = list(_walk(root, (), "", ()))
     if any(is_held(leaf) for entry in found for leaf in entry.leaves):
@@ -36,16 +36,16 @@ def entries(root: nnx.Module | Any) -> list[Entry]:
         for path, leaf in nnx.iter_graph(root):
             if _is_named(leaf) and id(leaf) not in leaves:
                 where = ".".join(map(str, path))
-                raise ValueError(f"`{where}` is inside an object that PyTorch has no names for.")
+                raise ValueError(f"`{where}` is inside an object that has no name in PyTorch.")
     return found
 
 
 def entries_like(module: nnx.Module, state: Any) -> list[Entry]:
-    """The names of a state's arrays, by the types of the module that it belongs to.
+    """Names of a state's arrays, by the types of the module that the state belongs to.
 
     Raises:
-        ValueError: as `entries`; the state holds what the module lacks, or a part of what is one
-            parameter in PyTorch.
+        ValueError: as `entries`; for names that the module lacks; for only some of the arrays that
+            form one parameter in PyTorch.
     """
     leaves = dict(nnx.to_flat_state(state))
     model = entries(module)
@@ -79,9 +79,9 @@ def entries_like(module: nnx.Module, state: Any) -> list[Entry]:
 
 
 def _walk(node: Any, path: Path, name: str, above: tuple[Any, ...]) -> Iterator[Entry]:
-    """The entries under a node that PyTorch calls `name`; `above` are the nodes that hold it."""
+    """Entries under a node that PyTorch calls `name`; `above` are its enclosing nodes."""
     if any(node is other for other in above):
-        raise ValueError(f"`{name}` contains itself, and PyTorch has no names for that.")
+        raise ValueError(f"`{name}` contains itself, so its parameters have no names in PyTorch.")
     if isinstance(node, nnx.WeightNorm):
         inner = (*path, "layer_instance")
         for entry in _walk(node.layer_instance, inner, name, (*above, node)):
@@ -107,7 +107,7 @@ def _walk(node: Any, path: Path, name: str, above: tuple[Any, ...]) -> Iterator[
 
 
 def _ruled(node: Any, layer: Any, rule: Rule, path: Path, prefix: str) -> Iterator[Entry]:
-    """The entry of one rule, if its attributes hold anything."""
+    """Entry of one rule, if its attributes hold values."""
     leaves = [_get(node, inner) for inner in rule.paths]
     if all(_is_leaf(leaf, node) for leaf in leaves):
         first = rule.paths[0]
@@ -147,7 +147,7 @@ def _children(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _layer(node: Any, name: str) -> tuple[type | None, tuple[Rule, ...]]:
-    """The layer of Flax that a module is of, its own type or a base class, and its rules."""
+    """Flax layer type of a module (its own type or a base class), and the rules for it."""
     for cls in type(node).__mro__:
         where = f"`{name}` is an" if name else "This is an"
         try:
@@ -165,13 +165,13 @@ def _layer(node: Any, name: str) -> tuple[type | None, tuple[Rule, ...]]:
             advice = "jaxrnn's own" if cls.__module__.endswith("recurrent") else "another layer"
             raise ValueError(
                 f"{where} `nnx.{cls.__name__}`, which cannot be translated to PyTorch's names and "
-                f"layouts. Use {advice}, or hold the parameters in a module of your own."
+                f"layouts. Use {advice}, or keep the parameters in a module of your own."
             )
     return None, ()
 
 
 def _guess(group: Any, name: str) -> tuple[type | None, tuple[Rule, ...]]:
-    """The layer of Flax that a group of parameters is of, by their names and dimensions."""
+    """Flax layer type of a group of parameters, guessed from names and dimensions."""
     layer = _guessed_type(group, name)
     return layer, () if layer is None else FIXED[layer]
 
@@ -183,15 +183,15 @@ def _guessed_type(group: Any, name: str) -> type | None:
         if names == {"layers"} and all(isinstance(key, int) for key in group["layers"]):
             raise ValueError(
                 f"The state has nothing but `layers` {where}, so it may be an nnx.Sequential, "
-                "whose names PyTorch shortens. Say it by `state_dict(state, like=module)`."
+                "whose names PyTorch shortens. Pass the module: `state_dict(state, like=module)`."
             )
         return None
     if "kernel" in names <= {"kernel", "bias"}:
         dimensions = len(group["kernel"].shape)
         if dimensions < 2 or ("bias" in names and len(group["bias"].shape) != 1):
             raise ValueError(
-                f"The state does not say of which layer the `kernel` {where} is. "
-                "Say it by `state_dict(state, like=module)`."
+                f"The state does not say to which layer the `kernel` {where} belongs. "
+                "Pass the module: `state_dict(state, like=module)`."
             )
         return nnx.Linear if dimensions == 2 else nnx.Conv
     if {"mean", "var"} <= names <= {"mean", "var", "scale", "bias"}:

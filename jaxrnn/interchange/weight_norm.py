@@ -1,8 +1,8 @@
-"""`nnx.WeightNorm` as PyTorch's `weight_norm`: w = g v / |v|, held as two parameters.
+"""Translation of `nnx.WeightNorm` to PyTorch's `weight_norm`: w = g v / |v|, two parameters.
 
-They are named as the older `torch.nn.utils.weight_norm` names them, `weight_g` and `weight_v`,
-because both styles of PyTorch load these names. On loading, the newer style's names,
-`parametrizations.weight.original0` and `original1`, are accepted too.
+The names are those of the older `torch.nn.utils.weight_norm`, `weight_g` and `weight_v`, because
+both styles of PyTorch load them. Loading also accepts the names of the newer style,
+`parametrizations.weight.original0` and `original1`.
 """
 
 import math
@@ -16,15 +16,16 @@ from jaxrnn.interchange.layouts import Layout, Shape
 
 
 def split(node: nnx.WeightNorm, name: str, path: tuple, entry: Entry) -> Iterator[Entry]:
-    """The entries of one entry of the wrapped layer: itself, or g and v.
+    """Entries for one parameter of the wrapped layer: itself, or g and v.
 
     Args:
-        node: the wrapper, and `name` what PyTorch calls it.
-        path: from the root to the wrapped layer.
+        node: the wrapper.
+        name: PyTorch's name of the wrapper.
+        path: path from the root to the wrapped layer.
         entry: a parameter of the wrapped layer.
 
     Raises:
-        ValueError: a setting that PyTorch's `weight_norm` lacks.
+        ValueError: for a setting that PyTorch's `weight_norm` lacks.
     """
     keys = [inner[len(path) :] for inner in entry.paths]
     if entry.ignored_on_load or not any(
@@ -63,7 +64,7 @@ def _axes(node: nnx.WeightNorm) -> Sequence[int]:
 
 
 def _gain(layout: Layout, ndim: int, axes: set[int]) -> Layout:
-    """Flax's vector of scales against PyTorch's g, with v's dimensions; without axes, a scalar."""
+    """Layout between Flax's vector of scales and PyTorch's g with v's dimensions."""
 
     def to_torch(scale: Any) -> Any:
         if not axes:

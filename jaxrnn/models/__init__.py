@@ -1,11 +1,11 @@
-"""Whole models on the library's layers, each the twin of the class of its name in `torch_ref`.
+"""Complete models, each with a PyTorch counterpart of the same name in `torch_ref`.
 
-by_hand       recurrences that PyTorch users write as a loop: VanillaRNN, SimpleLSTM
+by_hand       recurrences that PyTorch users write as loops: VanillaRNN, SimpleLSTM
 classifiers   networks on RNN, LSTM and GRU: SequenceClassifier, EfficientLSTM, RNNComparison,
               SpeakerClassifier
 linear        `nnx.Linear` with PyTorch's initial values
 
-Their weights are PyTorch's by name: `jaxrnn.load_state_dict(model, torch_model.state_dict())`.
+The models load PyTorch's weights: `jaxrnn.load_state_dict(model, torch_model.state_dict())`.
 """
 
 from jaxrnn.models.by_hand import SimpleLSTM, VanillaRNN

@@ -1,8 +1,8 @@
-"""Recurrences that are written as a loop in PyTorch: `VanillaRNN` and `SimpleLSTM`.
+"""Recurrences that are written as loops in PyTorch: `VanillaRNN` and `SimpleLSTM`.
 
-Their parameters are linear layers, as in PyTorch; what runs are the library's own cells and
-strategies, on `Weights` made of these layers. So they show how a recurrence of one's own, with its
-own names of parameters, comes into the library.
+Their parameters are linear layers, as in PyTorch, and are assembled into the `Weights` of the
+library's own cells and strategies. They show how to bring in a recurrence with its own parameter
+names.
 
 Letters: B batch, T steps, I inputs, H hidden units, O outputs.
 """
@@ -32,11 +32,12 @@ class VanillaRNN(nnx.Module):
         input_size: I, features of each step.
         hidden_size: H, features of the state.
         output_size: O, features of each output.
-        dtype: of computation, None for `param_dtype`. With bfloat16 or float16, states and sums
-            stay float32.
-        param_dtype: of the parameters.
-        strategy: how it runs over time (`jaxrnn.strategies`); None chooses.
-        rngs: for the initial parameters, drawn as `torch.nn.Linear` draws them.
+        dtype: dtype of the computation; None for `param_dtype`. With bfloat16 or float16, states
+            and sums stay in float32.
+        param_dtype: dtype of the parameters.
+        strategy: strategy over time (`jaxrnn.strategies`); None chooses one.
+        rngs: random numbers for the initial parameters, which follow the distribution of
+            `torch.nn.Linear`.
 
     Attributes:
         W_ih, W_hh, W_ho: `nnx.Linear`, I to H, H to H and H to O.
@@ -52,7 +53,7 @@ class VanillaRNN(nnx.Module):
         >>> outputs, hidden = model(jnp.ones((3, 15, 10)))
         >>> outputs.shape, hidden.shape                            # (B, T, O), (B, H)
         ((3, 15, 5), (3, 32))
-        >>> outputs, hidden = model(jnp.ones((3, 2, 10)), hidden)  # two steps more
+        >>> outputs, hidden = model(jnp.ones((3, 2, 10)), hidden)  # two more steps
 
     Source: Elman, "Finding Structure in Time", 1990.
     """
@@ -80,7 +81,7 @@ class VanillaRNN(nnx.Module):
     def __call__(
         self, x: Any, hidden: Any = None
     ) -> tuple[Float[Array, "B T O"], Float[Array, "B H"]]:
-        """Outputs and the last state, from x (B, T, I) and the state before, (B, H) or None."""
+        """Outputs and the last state, from x (B, T, I) and the initial state, (B, H) or None."""
         x = _inputs("VanillaRNN", x, self.W_ih.in_features, self.dtype, self.param_dtype)
         carry = _states("VanillaRNN", hidden, ("hidden",), x, self.hidden_size)
         weights = Weights(
@@ -104,12 +105,12 @@ class SimpleLSTM(nnx.Module):
     h_t = o tanh(c_t)
     y_t = W_y h_t + b_y
 
-    Arguments and errors are those of `VanillaRNN`. Each gate has one bias, where `jaxrnn.LSTM` has
-    two, so it trains as PyTorch's loop does and not as `torch.nn.LSTM`.
+    The arguments and errors are those of `VanillaRNN`. Each gate has one bias, whereas
+    `jaxrnn.LSTM` has two, so training matches PyTorch's loop and not `torch.nn.LSTM`.
 
     Attributes:
-        forget_gate, input_gate, candidate_gate, output_gate: `nnx.Linear`, I + H to H, the
-            input's part of the kernel first.
+        forget_gate, input_gate, candidate_gate, output_gate: `nnx.Linear`, I + H to H; the first I
+            rows of each kernel apply to the input.
         output_layer: `nnx.Linear`, H to O.
 
     Example:
@@ -120,7 +121,7 @@ class SimpleLSTM(nnx.Module):
         >>> outputs, (h, c) = model(jnp.ones((3, 15, 10)))
         >>> outputs.shape, h.shape, c.shape                        # (B, T, O), (B, H), (B, H)
         ((3, 15, 5), (3, 32), (3, 32))
-        >>> outputs, (h, c) = model(jnp.ones((3, 2, 10)), (h, c))  # two steps more
+        >>> outputs, (h, c) = model(jnp.ones((3, 2, 10)), (h, c))  # two more steps
 
     Source: Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997, with the forget gate of
     Gers, Schmidhuber and Cummins, "Learning to Forget", 2000.
@@ -152,10 +153,10 @@ class SimpleLSTM(nnx.Module):
     def __call__(
         self, x: Any, states: Any = None
     ) -> tuple[Float[Array, "B T O"], tuple[Float[Array, "B H"], Float[Array, "B H"]]]:
-        """Outputs and the last (h, c), from x (B, T, I) and the (h, c) before, each (B, H)."""
+        """Outputs and the last (h, c), from x (B, T, I) and the initial (h, c), each (B, H)."""
         x = _inputs("SimpleLSTM", x, self.input_size, self.dtype, self.param_dtype)
         carry = _states("SimpleLSTM", states, ("h", "c"), x, self.hidden_size)
-        # In the order of `cells.lstm`: i, f, g, o.
+        # The gate order of `cells.lstm`: i, f, g, o.
         gates = (self.input_gate, self.forget_gate, self.candidate_gate, self.output_gate)
         both = jnp.concatenate([gate.kernel.T for gate in gates]).astype(x.dtype)
         weights = Weights(
@@ -185,7 +186,7 @@ def _run(
 def _inputs(
     name: str, x: Any, input_size: int, dtype: DTypeLike | None, param_dtype: DTypeLike
 ) -> Array:
-    """The inputs in the dtype to compute in."""
+    """Inputs in the dtype of the computation."""
     x = jnp.asarray(x)
     if x.ndim != 3 or x.shape[-1] != input_size:
         raise checks.InputError(
@@ -199,7 +200,7 @@ def _inputs(
 
 
 def _states(name: str, given: Any, names: tuple[str, ...], x: Array, hidden_size: int) -> Carry:
-    """The states before the first step, in the dtype that states are kept in."""
+    """Initial states, in the dtype of the carry."""
     shape, dtype = (x.shape[0], hidden_size), carry_dtype(x.dtype)
     if given is None:
         return tuple(jnp.zeros(shape, dtype) for _ in names)

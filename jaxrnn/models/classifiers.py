@@ -1,4 +1,4 @@
-"""Networks on `jaxrnn.RNN`, `LSTM` and `GRU` that end in one decision for each sequence.
+"""Classifiers of whole sequences, built on `jaxrnn.RNN`, `LSTM` and `GRU`.
 
 Letters: B batch, T steps, I inputs, H hidden units, O outputs, C classes.
 """
@@ -19,17 +19,17 @@ from jaxrnn.strategies import Strategy
 
 
 class SpeakerClassifier(nnx.Module):
-    """A bidirectional LSTM over a sequence, its outputs averaged over the true steps, one layer.
+    """A bidirectional LSTM, the mean of its outputs over the true steps, and a linear layer.
 
     logits = fc(1/n Σ_{t<n} output_t),  with n the row's length
 
     Args:
         input_size: I, features of each step.
-        hidden_size: H, of each direction.
-        num_classes: C.
-        num_layers: of the LSTM.
-        param_dtype: of the parameters and of the computation.
-        rngs: for the initial parameters.
+        hidden_size: H, features of each direction's state.
+        num_classes: C, number of classes.
+        num_layers: number of LSTM layers.
+        param_dtype: dtype of the parameters and of the computation.
+        rngs: random numbers for the initial parameters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -73,25 +73,27 @@ class SpeakerClassifier(nnx.Module):
 
 
 class SequenceClassifier(nnx.Module):
-    """Tokens embedded, an LSTM over them, its last state classified.
+    """An embedding of tokens, an LSTM, and a linear layer on its last state.
 
     logits = W_fc dropout(h) + b_fc,  with h the last layer's state after the last step
 
     Args:
-        vocab_size: V, tokens are 0 to V - 1; the logits of a row with any other are NaN.
-        embed_dim: features of each token.
-        hidden_dim: H, of the LSTM.
-        output_dim: O, classes.
-        n_layers: of the LSTM.
-        dtype: of computation, None for `param_dtype`. With bfloat16 or float16, states and sums
-            stay float32.
-        param_dtype: of the parameters.
-        strategy: how a layer runs over time (`jaxrnn.strategies`); None chooses.
-        rngs: for the initial parameters, drawn as PyTorch draws them, and for dropout.
+        vocab_size: V, number of tokens, which are 0 to V - 1. The logits of a row with any other
+            token are NaN.
+        embed_dim: features of each embedded token.
+        hidden_dim: H, features of the LSTM's state.
+        output_dim: O, number of classes.
+        n_layers: number of LSTM layers.
+        dtype: dtype of the computation; None for `param_dtype`. With bfloat16 or float16, states
+            and sums stay in float32.
+        param_dtype: dtype of the parameters.
+        strategy: strategy over time (`jaxrnn.strategies`); None chooses one.
+        rngs: random numbers for dropout and for the initial parameters, which follow PyTorch's
+            distributions.
 
     Attributes:
-        embedding, lstm, fc, dropout: the parts. Dropout takes 0.3 of h, in training only:
-            `model.train()`, the initial mode; `model.eval()` ends it.
+        embedding, lstm, fc, dropout: the submodules. Dropout has the rate 0.3 and acts on h in
+            training mode only, which is the initial mode.
 
     Example:
         >>> import jax.numpy as jnp
@@ -132,9 +134,9 @@ class SequenceClassifier(nnx.Module):
     def __call__(self, x: Any, lengths: Any = None) -> Float[Array, "B O"]:
         """Logits from tokens x (B, T).
 
-        Without lengths, h is the state after step T: in a padded row the state after the padding.
-        With lengths (B,) in [0, T] it is the state after the row's last true step (for length 0
-        the initial one, zero), and what stands in the padding has no effect.
+        Without lengths, h is the state after step T, which includes the padding of a padded row.
+        With lengths (B,) in [0, T], h is the state after the row's last true step, or the zero
+        initial state for length 0; the padding has no effect.
         """
         tokens = jnp.asarray(x)
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -147,18 +149,18 @@ class SequenceClassifier(nnx.Module):
 
 
 class EfficientLSTM(nnx.Module):
-    """An LSTM over padded sequences, its output at each one's last true step classified.
+    """An LSTM over padded sequences, and a linear layer on the output at the last true step.
 
     logits = W_fc h_n + b_fc,  with n the row's length
 
     Args:
         input_size: I, features of each step.
-        hidden_size: H, of the LSTM.
-        output_size: O, classes.
+        hidden_size: H, features of the LSTM's state.
+        output_size: O, number of classes.
         dtype, param_dtype, strategy, rngs: as in `SequenceClassifier`.
 
     Attributes:
-        lstm, fc: the parts.
+        lstm, fc: the submodules.
 
     Example:
         >>> import jax.numpy as jnp
@@ -187,28 +189,28 @@ class EfficientLSTM(nnx.Module):
     def __call__(self, sequences: Any, lengths: Any) -> Float[Array, "B O"]:
         """Logits from padded sequences (B, T, I) and lengths (B,) in [0, T].
 
-        PyTorch's twin needs lengths of at least 1; here a row of length 0 is classified by the
-        initial state, zero.
+        The PyTorch counterpart needs lengths of at least 1. Here a row of length 0 is classified
+        from the zero initial state.
         """
         output, (hidden, _) = self.lstm(sequences, lengths=lengths)
-        # The state after the last true step is the output at it.
+        # The state after the last true step equals the output at that step.
         return self.fc(hidden[-1].astype(output.dtype))
 
 
 class RNNComparison(nnx.Module):
-    """An RNN, an LSTM or a GRU over a sequence, its last state classified.
+    """An RNN, LSTM or GRU, and a linear layer on its last state.
 
     logits = W_fc h_T + b_fc
 
     Args:
         input_size: I, features of each step.
-        hidden_size: H, of the recurrent layer.
-        output_size: O, classes.
+        hidden_size: H, features of the recurrent layer's state.
+        output_size: O, number of classes.
         rnn_type: "RNN", "LSTM" or "GRU".
         dtype, param_dtype, strategy, rngs: as in `SequenceClassifier`.
 
     Attributes:
-        rnn, fc: the parts.
+        rnn, fc: the submodules.
         rnn_type: as given.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`nnx.Linear` with PyTorch's initial values."""
+"""`nnx.Linear` with PyTorch's initialisation."""
 
 import math
 
@@ -15,7 +15,7 @@ def linear(
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A layer whose kernel and bias are from U(-1/sqrt(inputs), 1/sqrt(inputs))."""
+    """A layer whose kernel and bias are drawn from U(-1/sqrt(inputs), 1/sqrt(inputs))."""
 
     def draw(key, shape, dtype, out_sharding=None):
         bound = 1.0 / math.sqrt(inputs)

@@ -1,8 +1,7 @@
-"""The CPU kernel behind `jaxrnn.strategies.Native`: C++ built by CMakeLists.txt, loaded when asked.
+"""CPU kernel of `jaxrnn.strategies.Native`: C++ built by CMakeLists.txt, loaded on demand.
 
-The library exports two of XLA's foreign functions, `jaxrnn_forward` and `jaxrnn_adjoint`, and the
-names of the instruction sets that this machine has. Nothing here imports more than ctypes until
-`load` is called, and a package without the library works.
+The library exports two XLA foreign functions, `jaxrnn_forward` and `jaxrnn_adjoint`, and the names
+of the instruction sets that this machine supports. The package also works without the library.
 """
 
 import ctypes
@@ -16,7 +15,7 @@ ADJOINT = "jaxrnn_adjoint"
 
 
 def path() -> Path | None:
-    """Where the library is, or None if jaxrnn was installed without a C++ compiler."""
+    """Path of the library, or None if jaxrnn was installed without a C++ compiler."""
     ends = (".so", ".dylib", ".dll")
     found = [folder / f"jaxrnn_native{end}" for folder in _folders() for end in ends]
     return next((p for p in found if p.exists()), None)
@@ -28,9 +27,9 @@ def _folders() -> list[Path]:
 
 @functools.cache
 def load() -> tuple[str, ...]:
-    """Registers the foreign functions, once, and names the builds: the best first.
+    """Registers the foreign functions once, and returns the names of the builds, fastest first.
 
-    Returns an empty tuple where there is no library.
+    The tuple is empty if there is no library.
     """
     where = path()
     if where is None:

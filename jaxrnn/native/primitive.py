@@ -1,4 +1,4 @@
-"""JAX primitives for the kernels: one plain way, and a lowering of its own for some platforms."""
+"""JAX primitives for kernels: a plain implementation, and kernels on some platforms."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,13 +13,13 @@ from jax.interpreters import batching, mlir
 def make_primitive(
     name: str, plain: Callable[..., Any], kernels: Mapping[str, Callable[..., Any]]
 ) -> Callable[..., Any]:
-    """Make a function `f(call, *arguments)` that runs a kernel where there is one.
+    """Makes a function `f(call, *arguments)` that runs a kernel on supported platforms.
 
     Args:
-        name: of the primitive.
-        plain: the same function by JAX's operations: it runs on other platforms, under `vmap` and
-            in an exported program.
-        kernels: the functions to run instead, by platform.
+        name: name of the primitive.
+        plain: the same function in JAX operations. It runs on other platforms, under `vmap` and in
+            exported programs.
+        kernels: kernels to run instead, by platform.
     """
 
     def flat(run: Any) -> Any:
@@ -60,7 +60,7 @@ def make_primitive(
     jitted = jax.jit(primitive.bind, static_argnames=("call", "structure"))
 
     def impl(*leaves: Array, **options: Any) -> list[Array]:
-        with jax.disable_jit(False):  # or it would come back here
+        with jax.disable_jit(False):  # otherwise this function would call itself
             return jitted(*leaves, **options)
 
     primitive.def_impl(impl)

@@ -145,7 +145,7 @@ def loss(
     """Sum of <cotangent, output> over the floating outputs, and all outputs by path."""
     torch = import_torch()
     with warnings.catch_warnings():
-        # PyTorch warns once that oneDNN does not serve projections.
+        # PyTorch warns once that oneDNN does not support projections.
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         outputs = structure(call(module, *inputs, **options))
     floating = {path: y for path, y in outputs.items() if _is_floating(y)}

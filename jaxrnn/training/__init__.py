@@ -1,21 +1,21 @@
-"""Training of any `nnx.Module` on any task: a step, an evaluation, runs that survive.
+"""Training of any `nnx.Module` on any task: steps, evaluation, and runs that resume exactly.
 
-    batches       a batch of any kind read as inputs, labels and lengths
+    batches       inputs, labels and lengths of a batch of any kind
     losses        losses and metrics that respect lengths
-    steps         one step of training, an evaluation, predictions, clipping
+    steps         one training step, evaluation, predictions, gradient clipping
     source        the batches of a run in order
     loop          `fit`: epochs of minibatches, early stopping, resumption
-    run           where a run of `fit` stands, its next epoch, how it is saved and resumed
+    run           state of a run of `fit`: its progress, next epoch, saving and resuming
     restore       `load`: the weights of a run without its optimizer
-    state         a model's and an optimizer's arrays by name
-    checkpoints   named arrays on disk, whole or absent, checked when they are read
-    metrics       a run's lines of JSON, cut back to the checkpoint that it resumes from
-    lock          one run at a time in a folder
-    signals       Ctrl-C and SIGTERM end a run between two steps
+    state         arrays of a model and an optimizer by name
+    checkpoints   named arrays on disk, written atomically and verified when read
+    metrics       metrics of a run as JSON lines, truncated to the checkpoint on resumption
+    lock          exclusive lock on the folder of a run
+    signals       Ctrl-C and SIGTERM, which end a run between two steps
 
-A model is called as `model(inputs)`, or as `model(inputs, lengths=lengths)` where the batch has
-lengths, and may return any pytree; `forward=` calls it in another way. A loss and a metric are
-functions of the outputs and the batch.
+A model is called as `model(inputs)`, or as `model(inputs, lengths=lengths)` if the batch has
+lengths, and may return any pytree. Pass `forward=` to call it in another way. Losses and metrics
+are functions of the outputs and the batch.
 
     >>> import jax.numpy as jnp
     >>> from jaxrnn import data, training

@@ -1,4 +1,4 @@
-"""A batch of any kind read as inputs, labels and lengths, and converted to arrays."""
+"""Conversion of a batch of any kind to inputs, labels and lengths, and to arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from jaxrnn.data import Batch
 
 
 def as_batch(batch: Any) -> Batch:
-    """Inputs, labels and lengths of a batch: by name, or by place in a tuple or list.
+    """Inputs, labels and lengths of a batch, read by name or by position in a tuple or list.
 
     Raises:
         ValueError: for a batch of another kind.
@@ -38,10 +38,10 @@ def as_batch(batch: Any) -> Batch:
 
 
 def as_arrays(batch: Any) -> Any:
-    """The batch with every leaf that is no JAX array as a NumPy array.
+    """The batch with every leaf that is not a JAX array converted to NumPy.
 
     Raises:
-        ValueError: for a leaf that is no array of numbers.
+        ValueError: for a leaf that is not an array of numbers.
     """
 
     def convert(leaf: Any) -> Any:
@@ -58,13 +58,13 @@ def as_arrays(batch: Any) -> Any:
 
 
 def signature(batch: Any) -> Any:
-    """Structure, shapes and dtypes of a batch, hashable: what decides about compilation."""
+    """Structure, shapes and dtypes of a batch, hashable; a new one compiles a new step."""
     leaves, structure = jax.tree.flatten(batch)
     return structure, tuple((np.shape(leaf), str(leaf.dtype)) for leaf in leaves)
 
 
 def shapes(batch: Any) -> str:
-    """The shapes of all arrays of a batch, in words."""
+    """Shapes of all arrays of a batch, as text."""
     return ", ".join(str(np.shape(leaf)) for leaf in jax.tree.leaves(batch))
 
 
@@ -77,7 +77,7 @@ def rows(batch: Any) -> int:
 
 
 def true_steps(batch: Any) -> int | None:
-    """The number of true steps of a batch with a label at each step, else None."""
+    """Number of true steps of a batch with a label at each step, else None."""
     try:
         inputs, labels, lengths = as_batch(batch)
     except ValueError:

@@ -1,9 +1,10 @@
-"""Named arrays and notes on disk, written by Orbax: whole or absent, and checked when read.
+"""Checkpoints of named arrays and notes, written by Orbax, atomic and verified when read.
 
-A checkpoint is a folder named by its number of steps, with Orbax's files in `state` and in
-`manifest.json` what they must be: each array's dtype and shape, each file's SHA-256. Orbax itself
-reads most files with a flipped bit without a word. A checkpoint gets its name when all of it is on
-the disk, and loses it before any of it is removed, so that under a name there is never a part.
+A checkpoint is a folder named by its number of steps. `state` holds Orbax's files; `manifest.json`
+lists the dtype and shape of each array and the SHA-256 of each file, because Orbax itself reads
+most files with a flipped bit without an error. A checkpoint gets its name after all of it is on
+disk, and loses its name before any of it is removed, so that no name ever refers to a partial
+checkpoint.
 """
 
 import contextlib
@@ -23,16 +24,16 @@ import numpy as np
 
 _FORMAT = 2
 _PARTIAL = ".partial-"
-_OVERHEAD = 1 << 16  # bytes beside the arrays: some ten files of less than a block each
+_OVERHEAD = 1 << 16  # bytes in addition to the arrays: about ten files smaller than a block each
 
 
 def save(
     folder: Path, step: int, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any], keep: int
 ) -> None:
-    """Writes `folder/<step>` and then removes all but the newest `keep` checkpoints.
+    """Writes `folder/<step>`, then removes all but the newest `keep` checkpoints.
 
     Raises:
-        OSError: it could not be written, for whatever reason; what was there is untouched.
+        OSError: the checkpoint could not be written, for any reason. Existing files are unchanged.
     """
     target = folder / str(step)
     partial = folder / f"{_PARTIAL}{secrets.token_hex(8)}"
@@ -71,7 +72,7 @@ def save(
 
 
 def steps(folder: Path) -> list[int]:
-    """The numbers of the checkpoints in a folder, rising."""
+    """Step numbers of the checkpoints in a folder, ascending."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -80,7 +81,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def tidy(folder: Path) -> None:
-    """Removes what a killed process left half written or half removed."""
+    """Removes files that a killed process left half written or half removed."""
     for path in folder.glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -88,13 +89,14 @@ def tidy(folder: Path) -> None:
 def load(
     folder: Path, step: int, accept: Callable[[dict[str, Any], dict[str, list[Any]]], None]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the notes of `folder/<step>`.
+    """Arrays and notes of `folder/<step>`.
 
     `accept` is called with the notes and with each array's dtype and shape before any array is
-    read, and raises if it does not want them.
+    read. It raises to reject the checkpoint.
 
     Raises:
-        ValueError: anything but a whole checkpoint, in one sentence that says what it is.
+        ValueError: for anything but a complete checkpoint, with one sentence that names the
+            problem.
     """
     path = folder / str(step)
 
@@ -140,12 +142,12 @@ def load(
 
 
 def layout(arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Each array's dtype and shape, as the manifest has them."""
+    """Dtype and shape of each array, as in the manifest."""
     return {name: [str(a.dtype), *map(int, a.shape)] for name, a in arrays.items()}
 
 
 def _check_space(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """A full disk is told here; when TensorStore meets it, some of its threads print theirs."""
+    """Raises before a full disk makes TensorStore's threads print errors of their own."""
     needed = sum(array.nbytes for array in arrays.values()) + _OVERHEAD
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -154,7 +156,7 @@ def _check_space(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def _write_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     import orbax.checkpoint as ocp
 
-    # Orbax refuses empty arrays, and their shape says all of them.
+    # Orbax rejects empty arrays; their shape in the manifest is enough to restore them.
     full = {name: array for name, array in arrays.items() if array.size}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path.absolute(), full)
@@ -162,7 +164,7 @@ def _write_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax's threads log each error, with its traceback, that is then raised and told in full."""
+    """Silences errors that Orbax's threads log, because the same errors are raised later."""
 
     def keep(record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR
@@ -198,7 +200,7 @@ def _read_state(path: Path, arrays: Mapping[str, list[Any]]) -> dict[str, np.nda
 
 
 def _error_code(error: Exception) -> int | None:
-    """The system's number for an error; TensorStore has it in a text of a thousand characters."""
+    """Error code of the system, which TensorStore gives only as a part of its message."""
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return int(found[1]) if found else getattr(error, "errno", None)
 
@@ -208,7 +210,7 @@ def _short(error: Exception) -> str:
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
-    """Everything below a folder that is not a folder, by its path from there."""
+    """All files below a folder, by their relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return [(path.relative_to(folder).as_posix(), path) for path in paths]
 
@@ -225,7 +227,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _remove(path: Path) -> None:
-    """An old checkpoint that cannot be removed stays; the new one is there, and that counts."""
+    """Removes an old checkpoint, or leaves it if that fails: the new one is already written."""
     doomed = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):
         os.rename(path, doomed)
@@ -233,7 +235,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync_directory(directory: str | Path) -> None:
-    """Make a renaming in the directory durable, where directories can be opened at all."""
+    """Makes a renaming in the directory durable, on systems that can open directories."""
     if os.name == "nt":
         return
     descriptor = os.open(directory, os.O_RDONLY)

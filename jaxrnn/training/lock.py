@@ -1,4 +1,4 @@
-"""An exclusive lock on a run's folder, which the system frees when the process ends."""
+"""Exclusive lock on a run's folder, released by the system when the process ends."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ except ImportError:  # Windows, where runs are not locked
 
 
 class Lock:
-    """Holds `folder/lock` until it is closed or the process ends, in whatever way.
+    """Holds `folder/lock` until it is closed or the process ends.
 
     Raises:
         OSError: another run holds it, or the file cannot be opened.
@@ -28,7 +28,7 @@ class Lock:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 os.close(descriptor)
                 raise BlockingIOError(error.errno, os.strerror(error.errno)) from None
-            # A file system without locks: the run goes on without one.
+            # The file system has no locks, so the run continues without one.
         self._descriptor = descriptor
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""`fit`: training that can be killed at any moment and resumed to the same bits."""
+"""`fit`: training that can be killed at any moment and resumed bit for bit."""
 
 import dataclasses
 import os
@@ -23,17 +23,17 @@ _BETTER = {"validation_loss": "lower", "validation_accuracy": "higher"}
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """Records of a run, from its first step on, also where it was resumed.
+    """Records of a run from its first step, including those before a resumption.
 
     Attributes:
-        records: as in the file of metrics: one for each step with `epoch`, `step`, `loss`, the
-            metrics, `learning_rate` where the optimizer's state holds it, and `seconds`; one for
-            each epoch with a validation, with `epoch`, `step`, `validation_loss`, the metrics as
-            `validation_...`, and `seconds`. Epochs count from 0; `step` counts the steps done;
-            `seconds` counts the time since the run began, up to each resumption the time that led
-            to its checkpoint. A metric that is not finite is None.
-        best: the epoch with the best validation, or None.
-        compilations: of the training step, in this process.
+        records: as in the metrics file. Each step has one record with `epoch`, `step`, `loss`, the
+            metrics, `learning_rate` if the optimizer's state holds it, and `seconds`. Each epoch
+            with a validation has one with `epoch`, `step`, `validation_loss`, the metrics as
+            `validation_...`, and `seconds`. Epochs count from 0; `step` counts completed steps;
+            `seconds` counts the training time since the run began, without the time lost between a
+            checkpoint and a resumption. A non-finite metric is None.
+        best: epoch with the best validation score, or None.
+        compilations: number of compilations of the training step in this process.
 
     Example:
         >>> from jaxrnn import training
@@ -46,7 +46,7 @@ class History:
     compilations: int
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The values of one name in all records that have it, in order."""
+        """Values of one name in all records that have it, in order."""
         values = [record[name] for record in self.records if name in record]
         return np.array([np.nan if value is None else value for value in values])
 
@@ -74,65 +74,65 @@ def fit(
     most_compilations: int = 32,
     log: Callable[[Record], None] | None = None,
 ) -> History:
-    """Trains a model in place, and with a `folder` so that nothing can make it start anew.
+    """Trains a model in place; with a `folder`, the run can be killed and resumed exactly.
 
-    The folder holds `metrics.jsonl`, a line for each record of the `History` as it comes, and
-    `checkpoints`, each with the whole state: parameters, the optimizer's state, the counters of
-    dropout, the position in the data, the best weights so far. Killed at any moment and resumed on
-    the same machine, a run ends with the losses and the parameters of one that was not killed, bit
-    for bit. (On a GPU this needs XLA_FLAGS=--xla_gpu_deterministic_ops=true.)
+    The folder holds `metrics.jsonl`, with one line for each record of the `History`, and
+    `checkpoints`, each with the whole state: the parameters, the optimizer's state, the dropout
+    counters, the position in the data and the best weights so far. A run that is killed at any
+    moment and resumed on the same machine ends with the losses and parameters of an uninterrupted
+    run, bit for bit. (On a GPU this needs XLA_FLAGS=--xla_gpu_deterministic_ops=true.)
 
-    With a folder, Ctrl-C and SIGTERM let the step end and write a checkpoint. Then Ctrl-C raises
-    KeyboardInterrupt, and SIGTERM ends the process. A second Ctrl-C does not wait for the step. One
-    run at a time may write to a folder; a second one is refused.
+    With a folder, Ctrl-C and SIGTERM let the current step finish and write a checkpoint. Then
+    Ctrl-C raises KeyboardInterrupt, and SIGTERM ends the process. A second Ctrl-C stops at once.
+    Only one run at a time may write to a folder.
 
     Args:
-        model: to be trained; it is left in training mode.
-        optimizer: made for this model's `nnx.Param`, or for what its `wrt` says. One that asks for
-            more than the gradient (`optax.lbfgs`, `optax.contrib.reduce_on_plateau`) gets it, see
-            `train_step`.
-        data: a function that gives the batches of an epoch, counted from 0, and the same ones each
-            time that it is asked for the same epoch: its order and its noise are functions of the
-            epoch. Sequences of few lengths compile few steps: see `buckets` in
-            `jaxrnn.data.batches`. Or an iterable (a list, a loader, a generator), gone through once
-            for each epoch. To resume costs the time to make the batches of the epoch at hand up to
-            the checkpoint; with an iterable it costs all batches of all epochs up to it, and it
-            needs an iterable that begins with the same ones in a new process.
-        epochs: to train in all, those before a resumption included.
-        loss: of the outputs and the batch, a scalar; see `jaxrnn.training.losses` for some. One
-            function serves several runs best, as each new one is compiled anew.
-        metrics: of the outputs and the batch too, by the names that they get in the records.
-        forward: of the model and a batch, the outputs, where `jaxrnn.training.forward` does not
-            serve.
+        model: the model to train. It is left in training mode.
+        optimizer: an optimizer made for this model's `nnx.Param`, or for the variables that its
+            `wrt` selects. Optimizers that need more than the gradient (`optax.lbfgs`,
+            `optax.contrib.reduce_on_plateau`) are supported, see `train_step`.
+        data: a function that maps an epoch, counted from 0, to its batches. It must return the same
+            batches each time that it is called with the same epoch, so its order and its noise must
+            depend on the epoch alone. Sequences of few different lengths compile few steps: see
+            `buckets` in `jaxrnn.data.batches`. Or an iterable (a list, a loader, a generator),
+            consumed once in each epoch. Resuming makes the batches of the current epoch again up to
+            the checkpoint. With an iterable, resuming makes all batches of all epochs up to it, and
+            the iterable must begin with the same batches in a new process.
+        epochs: total number of epochs, including those before a resumption.
+        loss: scalar function of the outputs and the batch; see `jaxrnn.training.losses`. Reuse one
+            function in several runs, because each new function is compiled anew.
+        metrics: scalar functions of the outputs and the batch, by their names in the records.
+        forward: function of the model and a batch that returns the outputs, if
+            `jaxrnn.training.forward` does not apply.
         validation: batches to `evaluate` after each epoch.
-        watch: the name, in the records of the validation, of the score that says which epoch is
-            the best: "validation_loss" or "validation_" and the name of a metric.
-        better: "lower" or "higher", which of two scores is the better one. None serves
+        watch: name of the validation score that determines the best epoch: "validation_loss", or
+            "validation_" and the name of a metric.
+        better: "lower" or "higher": the direction of a better score. None is allowed for
             "validation_loss" (lower) and "validation_accuracy" (higher).
-        patience: the run stops after this many epochs without a better one, and, stopped or not,
-            ends with the best weights. None for all epochs, and the last weights.
-        folder: where the run is kept; None for nowhere.
-        resume: go on from the newest checkpoint in the folder, if there is one.
-        until: asked with all records before each epoch; True ends the run.
-        epoch_steps: batches of an epoch at most, for a generator that does not end.
-        save_every: steps between checkpoints, besides those at the ends of epochs.
-        save_epochs: epochs from one checkpoint to the next; the end of the run has one always.
-        keep: checkpoints; older ones are removed.
-        most_compilations: how many shapes of batches to accept.
+        patience: number of epochs without a better score after which the run stops. With a
+            `patience` the run ends with the best weights, stopped or not. None trains all epochs
+            and ends with the last weights.
+        folder: folder of the run, or None to save nothing.
+        resume: continue from the newest checkpoint in the folder, if there is one.
+        until: called with all records before each epoch; the run ends if it returns True.
+        epoch_steps: largest number of batches in an epoch, for a generator that does not end.
+        save_every: number of steps between checkpoints, in addition to those at the ends of epochs.
+        save_epochs: number of epochs between checkpoints. The end of the run always has one.
+        keep: number of checkpoints to keep; older ones are removed.
+        most_compilations: largest number of different batch shapes.
         log: called with each new record, to show progress.
 
     Returns:
         The history of the whole run.
 
     Raises:
-        ValueError: for arguments that do not fit together; for a folder that holds another run, or
-            a checkpoint that is damaged, of another model or optimizer, or of other data. The model
-            and the folder are as they were.
-        FloatingPointError: the loss or a parameter was not finite. The checkpoints from before
-            stay.
-        OSError: a checkpoint or the metrics could not be written, or another run trains in the
-            folder. What was there is untouched.
-        KeyboardInterrupt: after Ctrl-C, with the step at which the run goes on.
+        ValueError: for arguments that contradict each other; for a folder that holds another run;
+            for a checkpoint that is damaged, or of another model, optimizer or data. The model and
+            the folder are unchanged.
+        FloatingPointError: the loss or a parameter was non-finite. Earlier checkpoints are kept.
+        OSError: a checkpoint or the metrics could not be written, or another run uses the folder.
+            Existing files are unchanged.
+        KeyboardInterrupt: after Ctrl-C, with the step from which the run can resume.
 
     Example:
         >>> import optax
@@ -212,7 +212,7 @@ def _scoring(
     chosen = better or _BETTER.get(watch)
     if chosen is None:
         raise ValueError(
-            f'`fit(watch="{watch}")` needs `better="lower"` or `better="higher"`, to know which '
-            "epoch is the best."
+            f'`fit(watch="{watch}")` needs `better="lower"` or `better="higher"`, to determine '
+            "the best epoch."
         )
     return Scoring(loss, metrics, forward, watch, 1 if chosen == "lower" else -1)

@@ -1,8 +1,8 @@
 """Losses and metrics of a batch that respect its lengths.
 
 Each is called as `f(outputs, batch)`, as `fit` calls its `loss` and its `metrics`, or with the
-labels alone, `f(outputs, labels)`. For a model that returns more than one array pass on the part
-that is meant: `lambda outputs, batch: cross_entropy(outputs["logits"], batch)`.
+labels alone, `f(outputs, labels)`. If a model returns more than one array, select one:
+`lambda outputs, batch: cross_entropy(outputs["logits"], batch)`.
 
 Letters: B batch, T steps, C classes, N labels of a row.
 """
@@ -19,19 +19,19 @@ from jaxrnn.training.batches import as_batch
 
 
 def masked_mean(values: Any, lengths: Any = None) -> Array:
-    """Mean over the true steps of all rows, each step of the same weight.
+    """Mean over the true steps of all rows, with equal weight for each step.
 
     mean = Σ_b Σ_{t < l_b} v_bt / Σ_b l_b
 
     Args:
-        values: (B, T, ...); the mean is over all further axes too.
+        values: (B, T, ...); the mean includes all further axes.
         lengths: (B,) integers; None for the mean of all values.
 
     Returns:
-        The mean, a scalar; 0 where no step is true. Values in the padding, NaN too, have no part.
+        The mean, a scalar; 0 if no step is true. Values in the padding, including NaN, are ignored.
 
     Raises:
-        ValueError: for lengths with values without an axis of steps.
+        ValueError: for lengths if the values have no axis of steps.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,15 +62,15 @@ def cross_entropy(outputs: Any, batch: Any, smoothing: float = 0.0) -> Array:
 
     Args:
         outputs: logits (B, C), or (B, T, C) for a class at each step.
-        batch: with integer labels (B,) or (B, T); or the labels alone. With labels at each step
-            the mean is over the steps before each row's length.
-        smoothing: of the labels, in [0, 1].
+        batch: a batch with integer labels (B,) or (B, T), or the labels alone. With labels at each
+            step, the mean is over the steps before each row's length.
+        smoothing: label smoothing, in [0, 1].
 
     Returns:
-        The loss in nats, a scalar. It is NaN where a label is not in [0, C).
+        The loss in nats, a scalar. It is NaN if a label is not in [0, C).
 
     Raises:
-        ValueError: for labels of another shape than the logits ask for, or of floats.
+        ValueError: for labels whose shape does not match the logits, or floating labels.
 
     Example:
         >>> import jax.numpy as jnp
@@ -88,18 +88,18 @@ def cross_entropy(outputs: Any, batch: Any, smoothing: float = 0.0) -> Array:
 
 
 def accuracy(outputs: Any, batch: Any) -> Array:
-    """Share of rows, or of true steps, whose largest logit is the label's.
+    """Fraction of rows, or of true steps, whose largest logit is that of the label.
 
     Args:
         outputs: logits (B, C), or (B, T, C) for a class at each step.
-        batch: with integer labels (B,) or (B, T); or the labels alone. With labels at each step
-            the share is of the steps before each row's length.
+        batch: a batch with integer labels (B,) or (B, T), or the labels alone. With labels at each
+            step, the fraction is over the steps before each row's length.
 
     Returns:
-        The share in [0, 1], a scalar.
+        The fraction in [0, 1], a scalar.
 
     Raises:
-        ValueError: for labels of another shape than the logits ask for, or of floats.
+        ValueError: for labels whose shape does not match the logits, or floating labels.
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,16 +119,17 @@ def mean_squared_error(outputs: Any, batch: Any, *, per_step: bool | None = None
 
     Args:
         outputs: of the shape of the labels.
-        batch: with labels of any shape, converted to the outputs' dtype; or the labels alone.
-        per_step: True for labels (B, T, ...), whose mean is over the steps before each row's
-            length; False for labels without an axis of steps. None finds out by the shapes, and
-            raises where lengths are given and both are possible.
+        batch: a batch with labels of any shape, converted to the outputs' dtype, or the labels
+            alone.
+        per_step: True for labels (B, T, ...), averaged over the steps before each row's length;
+            False for labels without an axis of steps. None infers it from the shapes, and raises if
+            lengths are given and both are possible.
 
     Returns:
         The loss, a scalar.
 
     Raises:
-        ValueError: for labels of another shape than the outputs; where `per_step` is needed.
+        ValueError: for labels of another shape than the outputs; if `per_step` is needed.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,13 +142,13 @@ def mean_squared_error(outputs: Any, batch: Any, *, per_step: bool | None = None
 
 
 def binary_cross_entropy(outputs: Any, batch: Any, *, per_step: bool | None = None) -> Array:
-    """Mean cross entropy of independent yes-or-no labels, as `torch.nn.BCEWithLogitsLoss()`.
+    """Mean binary cross entropy of independent labels, as `torch.nn.BCEWithLogitsLoss()`.
 
     loss = -mean(y log σ(x) + (1 - y) log(1 - σ(x)))
 
     Args:
         outputs: logits of the shape of the labels.
-        batch: with labels in [0, 1], integers or floats; or the labels alone.
+        batch: a batch with labels in [0, 1], integers or floats, or the labels alone.
         per_step: as in `mean_squared_error`.
 
     Returns:
@@ -174,15 +175,16 @@ def ctc_loss(outputs: Any, batch: Any, *, blank_id: int = 0) -> Array:
 
     Args:
         outputs: logits (B, T, C).
-        batch: with integer labels (B, N), padded at the end with negative numbers as
-            `jaxrnn.data.batches` does it, and lengths of the rows of logits, or None for T.
-        blank_id: the class that stands for no label.
+        batch: a batch with integer labels (B, N), padded at the end with negative numbers as by
+            `jaxrnn.data.batches`, and the lengths of the logits' rows, or None for T.
+        blank_id: the class of the blank symbol.
 
     Returns:
-        The loss in nats, a scalar. PyTorch's default divides each row's by its labels' number.
+        The loss in nats, a scalar. PyTorch's default also divides each row's loss by its number of
+        labels.
 
     Raises:
-        ValueError: for logits or labels of other shapes, or labels of floats.
+        ValueError: for logits or labels of other shapes, or floating labels.
 
     Example:
         >>> import jax.numpy as jnp
@@ -205,7 +207,7 @@ def ctc_loss(outputs: Any, batch: Any, *, blank_id: int = 0) -> Array:
     lengths = jnp.full(len(logits), steps, jnp.int32) if lengths is None else lengths
     past = jnp.arange(steps, dtype=lengths.dtype)[None, :] >= lengths[:, None]
     padding = labels < 0
-    # optax mixes dtypes and ranks, which strict settings of JAX refuse.
+    # optax mixes dtypes and ranks, which JAX's strict settings reject.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         values = optax.ctc_loss(
             logits,
@@ -221,8 +223,8 @@ def _read(name: str, outputs: Any, batch: Any) -> tuple[Array, Array, Array | No
     """Outputs, labels and lengths as arrays."""
     if not hasattr(outputs, "ndim"):
         raise ValueError(
-            f"`{name}` needs an array of outputs, got a {type(outputs).__name__}: choose a part of "
-            f"it, as in `lambda outputs, batch: {name}(outputs[0], batch)`."
+            f"`{name}` needs an array of outputs, got a {type(outputs).__name__}: select one, "
+            f"as in `lambda outputs, batch: {name}(outputs[0], batch)`."
         )
     if hasattr(batch, "ndim"):
         return jnp.asarray(outputs), jnp.asarray(batch), None
@@ -236,13 +238,13 @@ def _read(name: str, outputs: Any, batch: Any) -> tuple[Array, Array, Array | No
 def _require_integers(name: str, labels: Array) -> None:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
-            f"`{name}` needs integer labels, got {labels.dtype}. For labels that are numbers use "
-            "`mean_squared_error`, for those in [0, 1] `binary_cross_entropy`."
+            f"`{name}` needs integer labels, got {labels.dtype}. For real-valued labels use "
+            "`mean_squared_error`, for labels in [0, 1] `binary_cross_entropy`."
         )
 
 
 def _classes(name: str, outputs: Any, batch: Any) -> tuple[Array, Array, Array | None]:
-    """Logits, one class for each, and lengths if there is a class at each step."""
+    """Logits, integer labels, and lengths if there is a label at each step."""
     logits, labels, lengths = _read(name, outputs, batch)
     _require_integers(name, labels)
     if logits.ndim < 2 or logits.shape[:-1] != labels.shape:
@@ -268,8 +270,8 @@ def _values(
         if labels.shape[1] == steps:
             raise ValueError(
                 f"`{name}` got lengths, and labels of {labels.shape} for {steps} steps: pass "
-                "`per_step=True` if the second axis of the labels is that of the steps, and the "
-                f"padding is to be left out, else `per_step=False`: `functools.partial({name}, "
-                "per_step=True)`."
+                "`per_step=True` if the second axis of the labels is the axis of steps, to leave "
+                "out the padding, else `per_step=False`: "
+                f"`functools.partial({name}, per_step=True)`."
             )
     return outputs, labels.astype(outputs.dtype), lengths if per_step else None

@@ -1,4 +1,4 @@
-"""The metrics of a run as JSON lines: each written at once, none lost and none doubled."""
+"""Metrics of a run as JSON lines: each is written at once, so none is lost or duplicated."""
 
 import errno
 import hashlib
@@ -11,7 +11,7 @@ Record = dict[str, Any]
 
 
 class Mark(NamedTuple):
-    """A place in the file: so many bytes, and their SHA-256."""
+    """A position in the file: its number of bytes and their SHA-256."""
 
     size: int
     digest: str
@@ -21,15 +21,15 @@ START = Mark(0, hashlib.sha256().hexdigest())
 
 
 class Metrics:
-    """The records of a run, in memory and, with a path, in a file.
+    """Records of a run, in memory and, with a path, in a file.
 
     Args:
-        path: of the file; None for none. It is made if it is not there.
-        mark: where to go on. What the file has after it is cut off.
+        path: path of the file, which is created if absent; None for no file.
+        mark: position to continue from. Everything after it is cut off.
 
     Raises:
-        ValueError: the file is not the one that `mark` was made of; it is not changed.
-        OSError: as the system says.
+        ValueError: the file is not the one that `mark` describes; it is unchanged.
+        OSError: the file cannot be read or written.
     """
 
     def __init__(self, path: Path | None = None, mark: Mark = START):
@@ -47,7 +47,7 @@ class Metrics:
                     "be resumed. Nothing was loaded, and nothing was changed."
                 )
             self.records = [json.loads(line) for line in kept.splitlines()]
-        # No buffer: what was written is with the system, and so outlives the process.
+        # No buffer: written data is with the system, and so outlives the process.
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             os.truncate(self._descriptor, mark.size)
@@ -56,7 +56,7 @@ class Metrics:
             raise
 
     def write(self, record: Record) -> None:
-        """Adds a record."""
+        """Appends a record."""
         self.records.append(record)
         if self._descriptor is None:
             return
@@ -67,11 +67,11 @@ class Metrics:
         self._hash.update(line)
 
     def mark(self) -> Mark:
-        """The end of what was written."""
+        """Mark of the end of the written data."""
         return Mark(self._size, self._hash.hexdigest())
 
     def sync(self) -> None:
-        """Makes what was written outlive the machine's power, too."""
+        """Makes the written data survive a loss of power."""
         if self._descriptor is not None:
             os.fsync(self._descriptor)
 

@@ -1,4 +1,4 @@
-"""`load`: the weights of a run for a model, without its optimizer."""
+"""`load`: the weights of a run, without its optimizer."""
 
 import os
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ def load(
     model: nnx.Module,
     which: Literal["best", "last"] = "best",
 ) -> None:
-    """Reads the weights of a run of `fit` into a model, without an optimizer.
+    """Loads the weights of a run of `fit` into a model, without an optimizer.
 
-    All of the model's state is read but the counters of dropout: batch statistics too.
+    All of the model's state is read, including batch statistics, except for the dropout counters.
 
     Args:
-        folder: of the run, as given to `fit`. A run that is still alive may be read.
-        model: of the run's class and sizes. It is changed in place; its mode stays.
-        which: "best" for the weights of the epoch with the best validation so far, "last" for
-            those of the newest checkpoint.
+        folder: folder of the run, as given to `fit`. The run may still be training.
+        model: a model of the run's class and sizes. It is changed in place; its mode is kept.
+        which: "best" for the weights of the epoch with the best validation so far, "last" for those
+            of the newest checkpoint.
 
     Raises:
-        ValueError: for a folder without a checkpoint, a run without validation where the best
-            weights are asked for, a damaged checkpoint, or one of another model. The model is as
-            it was.
+        ValueError: for a folder without a checkpoint; for the best weights of a run without a
+            validation; for a checkpoint that is damaged or of another model. The model is
+            unchanged.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, optax
@@ -63,7 +63,7 @@ def load(
                 f"The run in `{folder}` has no best weights, as it has had no validation yet. Pass "
                 '`which="last"`.'
             )
-        # The counters of dropout are in the model's part and are not asked for.
+        # The checkpoint's model part includes the dropout counters, which are not loaded.
         noise = state.host(nnx.state(model, nnx.RngState))
         rest = {name: array for name, array in part(arrays).items() if name not in noise}
         state.check_layout(saved / str(found[-1]), layout, rest)

@@ -1,4 +1,4 @@
-"""A run of `fit`: where it stands, its next epoch, and how it is saved and resumed."""
+"""A run of `fit`: its progress, its next epoch, and how it is saved and resumed."""
 
 import dataclasses
 import errno
@@ -24,7 +24,7 @@ from jaxrnn.training.steps import Forward, Score, compiled_step, evaluate
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """What a run minimises, measures and watches."""
+    """Loss, metrics and watched score of a run."""
 
     loss: Score
     metrics: Mapping[str, Score]
@@ -35,7 +35,7 @@ class Scoring:
 
 @dataclasses.dataclass
 class Run:
-    """A run, and where it stands: before the batch `position` of `epoch`, after `step` in all."""
+    """State of a run: before the batch `position` of `epoch`, after `step` steps in total."""
 
     model: nnx.Module
     optimizer: nnx.Optimizer
@@ -52,16 +52,16 @@ class Run:
     epoch: int = 0
     position: int = 0
     step: int = 0
-    last: tuple[int, int, Any] | None = None  # the batch trained on last: epoch, number, itself
-    best: tuple[int, float] | None = None  # an epoch and its score, the lower the better
+    last: tuple[int, int, Any] | None = None  # the last batch trained on: epoch, number, batch
+    best: tuple[int, float] | None = None  # epoch and score; lower is better
     best_weights: Any = None
     compilations: int = 0
     shapes: set[Any] = dataclasses.field(default_factory=set)
-    saved: tuple[int, int] = (0, 0)  # the epoch and the step of the last checkpoint
-    started: float = dataclasses.field(default_factory=monotonic)  # less the seconds before
+    saved: tuple[int, int] = (0, 0)  # epoch and step of the last checkpoint
+    started: float = dataclasses.field(default_factory=monotonic)  # minus earlier seconds
 
     def open(self, folder: Path | None, resume: bool) -> None:
-        """Starts in a folder without a run, or where the run in it stood."""
+        """Starts a new run in a folder, or resumes the run in it."""
         if folder is None:
             return
         self.folder = folder / "checkpoints"
@@ -70,12 +70,12 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _failure(f"The folder `{folder}` cannot be made", error) from error
-        _find(folder, resume)  # refuses, before it makes a file of a lock
+        _find(folder, resume)  # refuse before the lock's file is created
         self._lock(folder)
         found = _find(folder, resume)
         checkpoints.tidy(self.folder)
         if not found:
-            self.save()  # now, and not after an epoch, is the time to find that it cannot be done
+            self.save()  # fail now, not after an epoch, if the folder cannot be written to
         try:
             if found:
                 self._load(found[-1], path)
@@ -90,15 +90,15 @@ class Run:
             self.lock.close()
 
     def stale(self, patience: int | None) -> bool:
-        """Whether so many epochs went by without a better one."""
+        """True after more than `patience` epochs without a better score."""
         if patience is None or self.best is None:
             return False
         return self.epoch - self.best[0] > patience
 
     def train_epoch(self, save_every: int | None, validation: Iterable[Any] | None) -> None:
-        """Trains on what is left of an epoch, and validates; ends early after a signal."""
+        """Trains on the rest of an epoch and validates; ends early after a signal."""
         for batch in self.source.left(self.epoch):
-            # Here and not after a step: the end of an epoch is saved with its validation.
+            # Save before a step, not after: the end of an epoch is saved with its validation.
             due = save_every and self.position and self.step % save_every == 0
             if (due or self.signals.caught) and self.saved != (self.epoch, self.step):
                 self.save()
@@ -117,7 +117,7 @@ class Run:
         self.epoch, self.position = self.epoch + 1, 0
 
     def save(self) -> None:
-        """Checks the parameters, and writes a checkpoint if there is a folder."""
+        """Requires finite parameters, and writes a checkpoint if there is a folder."""
         for name, array in state.host(nnx.state(self.model, nnx.Param)).items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
                 self._stop(f"`{name}` was not finite after step {self.step}")
@@ -136,7 +136,7 @@ class Run:
         notes["metrics"] = self.metrics.mark()
         with self.signals.uninterrupted():
             checkpoints.save(self.folder, self.step, arrays, notes, self.keep)
-        # A resumed run has what was saved, which says nothing of JAX's weak types.
+        # Continue from the saved arrays, as a resumed run does: they lack JAX's weak types.
         self._restore(state.device(self._state(), arrays))
 
     def _lock(self, folder: Path) -> None:
@@ -144,8 +144,8 @@ class Run:
             self.lock = Lock(folder)
         except BlockingIOError as error:
             failure = OSError(
-                f"Another run of `fit` trains in `{folder}` at this moment: wait for its end, or "
-                "pass another `folder`. Nothing was changed."
+                f"Another run of `fit` is training in `{folder}`: wait for it to end, or pass "
+                "another `folder`. Nothing was changed."
             )
             failure.errno = error.errno
             raise failure from None
@@ -174,7 +174,7 @@ class Run:
         self._write({name: scores[name] for name in order if name in scores})
 
     def _validate(self, batches: Iterable[Any]) -> None:
-        """Scores the end of an epoch, and keeps the weights if they are the best so far."""
+        """Evaluates at the end of an epoch, and keeps the weights if they are the best so far."""
         scoring = self.scoring
         scores = evaluate(
             self.model,
@@ -197,7 +197,7 @@ class Run:
         record = {
             "epoch": self.epoch,
             "step": self.step,
-            # JSON has no word for what is not finite.
+            # JSON cannot represent non-finite numbers.
             **{name: value if math.isfinite(value) else None for name, value in values.items()},
             "seconds": round(monotonic() - self.started, 3),
         }
@@ -220,7 +220,7 @@ class Run:
         return now if self.best is None else {**now, "best": self.best_weights}
 
     def _load(self, step: int, metrics: Path) -> None:
-        """Everything is read and checked before anything is changed."""
+        """Reads and checks everything before changing anything."""
         assert self.folder is not None
         path = self.folder / str(step)
         wanted = {"model": nnx.state(self.model), "optimizer": nnx.state(self.optimizer)}
@@ -264,17 +264,17 @@ class Run:
 
 
 def _find(folder: Path, resume: bool) -> list[int]:
-    """The checkpoints of the run in a folder, or none where there is no run."""
+    """Checkpoints of the run in a folder; empty if there is no run."""
     found = checkpoints.steps(folder / "checkpoints")
     if found and not resume:
         raise ValueError(
-            f"`{folder}` holds a run of {found[-1]} steps. Pass `resume=True` to go on with it, or "
+            f"`{folder}` holds a run of {found[-1]} steps. Pass `resume=True` to continue it, or "
             "another `folder`."
         )
     if not found and (folder / "metrics.jsonl").exists():
         raise ValueError(
-            f"`{folder}` holds a `metrics.jsonl` but no checkpoint, so no run that could be "
-            "resumed. Pass another `folder`."
+            f"`{folder}` holds a `metrics.jsonl` but no checkpoint to resume from. Pass another "
+            "`folder`."
         )
     return found
 

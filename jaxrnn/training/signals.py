@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM noted, so that a run ends between two steps and with a checkpoint."""
+"""Deferred Ctrl-C and SIGTERM, so that a run ends between two steps with a checkpoint."""
 
 import contextlib
 import signal
@@ -9,10 +9,10 @@ from types import FrameType
 
 
 class Signals:
-    """Notes SIGINT and SIGTERM within a `with`, where they would have ended the process.
+    """A context that records SIGINT and SIGTERM where they would have ended the process.
 
-    Handlers of the caller's own stay as they are. A second Ctrl-C ends the run at once, but for the
-    writing of a checkpoint, which nothing interrupts.
+    The caller's own handlers stay in place. A second Ctrl-C ends the run at once, except while a
+    checkpoint is being written.
 
     Args:
         active: False leaves all signals alone.
@@ -45,7 +45,7 @@ class Signals:
 
     @contextlib.contextmanager
     def uninterrupted(self) -> Iterator[None]:
-        """A part in which a second Ctrl-C is noted, too."""
+        """A context in which a second Ctrl-C is deferred too."""
         self._saving = True
         try:
             yield
@@ -53,7 +53,7 @@ class Signals:
             self._saving = False
 
     def end(self, sentence: str) -> None:
-        """Ends the process, or the call, as the signal that was caught would have."""
+        """Ends the process or the call in the way that the caught signal would have."""
         if self.caught == signal.SIGINT:
             raise KeyboardInterrupt(sentence)
         if self.caught == signal.SIGTERM:

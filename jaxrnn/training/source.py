@@ -1,4 +1,4 @@
-"""The batches of a run in order: from a function of the epoch, or from any iterable."""
+"""Batches of a run in order, from a function of the epoch or from any iterable."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,28 +13,28 @@ Data: TypeAlias = Callable[[int], Iterable[Any]] | Iterable[Any]
 class Source:
     """Batches by epoch.
 
-    A function of the epoch is asked for the epochs that are needed. An iterable is gone through
-    once for each epoch, from the first on, so that one with a state of its own (a loader that
-    shuffles, a generator) comes to the same batches in a resumed run.
+    A function is called for the needed epochs only. An iterable is consumed once for each epoch,
+    starting with the first, so that an iterable with internal state (a loader that shuffles, a
+    generator) yields the same batches in a resumed run.
 
     Args:
         data: the function or the iterable.
-        epoch_steps: batches of an epoch at most; None for all that there are.
+        epoch_steps: largest number of batches in an epoch; None for no limit.
     """
 
     def __init__(self, data: Data, epoch_steps: int | None):
         self._data, self._epoch_steps = data, epoch_steps
-        self._next = 0  # the epoch after the one that `_open` is of
+        self._next = 0  # the epoch after that of `_open`
         self._open: Iterator[Any] = iter(())
 
     def left(self, epoch: int) -> Iterator[Any]:
-        """What is left of an epoch: all of it, unless `seek` has gone into it."""
+        """Remaining batches of an epoch: all of them, unless `seek` has consumed some."""
         if epoch != self._next - 1:
             self._begin(epoch)
         return map(as_arrays, self._open)
 
     def seek(self, epoch: int, number: int) -> Any | None:
-        """Goes to just after one batch and returns it; None if there is none."""
+        """Moves to just after one batch and returns that batch; None if there is none."""
         self._begin(epoch)
         return next(map(as_arrays, islice(self._open, number, None)), None)
 

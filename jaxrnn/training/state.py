@@ -1,4 +1,4 @@
-"""The state of a model or an optimizer as named NumPy arrays, and back."""
+"""Conversion of a model's or optimizer's state to named NumPy arrays, and back."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from flax import nnx
 
 
 def weights(model: nnx.Module) -> Any:
-    """All of a model's state but the counters of dropout: the early stop brings back no noise."""
+    """State of a model except for its dropout counters, which early stopping does not restore."""
     return jax.tree.map(lambda array: array, nnx.state(model, nnx.Not(nnx.RngState)))
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """The arrays of a tree by the paths to them."""
+    """Arrays of a tree by their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {
         jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf
@@ -41,7 +41,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def device(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The tree with these arrays in it, each where the old one is."""
+    """The tree with the given arrays, each on the device of the array that it replaces."""
 
     def place(old: Any, new: np.ndarray) -> Any:
         if isinstance(old, np.ndarray):
@@ -70,7 +70,7 @@ def check_layout(path: Path, wanted: dict[str, list[Any]], found: dict[str, list
 
 
 def digest(batch: Any) -> str:
-    """SHA-256 over all arrays of a batch, with their names, dtypes and shapes."""
+    """SHA-256 of all arrays of a batch, with their names, dtypes and shapes."""
     digest = hashlib.sha256()
     for name, value in named(batch).items():
         array = np.asarray(_data(value), order="C")
@@ -80,9 +80,9 @@ def digest(batch: Any) -> str:
 
 
 def learning_rate(optimizer: nnx.Optimizer) -> Any | None:
-    """The rate that `optax.inject_hyperparams` used last, times what plateaus made of it.
+    """Last rate of `optax.inject_hyperparams`, times the scale of `reduce_on_plateau`.
 
-    None where the optimizer's state holds no rate, or several.
+    None if the optimizer's state holds no rate, or several.
     """
     arrays = named(nnx.state(optimizer))
     rates = [array for name, array in arrays.items() if name.endswith(".hyperparams.learning_rate")]

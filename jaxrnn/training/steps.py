@@ -1,4 +1,4 @@
-"""One step of training, an evaluation, predictions; clipping as PyTorch's."""
+"""Training step, evaluation and predictions; gradient clipping as in PyTorch."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -22,16 +22,16 @@ RESERVED = {"epoch", "step", "loss", "learning_rate", "seconds"}  # names in a r
 
 
 def clip_grad_norm(max_norm: float) -> optax.GradientTransformation:
-    """Clips the norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` does.
+    """Clips the global norm of the gradients, as `torch.nn.utils.clip_grad_norm_` does.
 
     g ← g · min(1, max_norm / (‖g‖ + 1e-6)),  with ‖g‖ = sqrt(Σ g²) over all parameters
 
-    `optax.clip_by_global_norm` divides by ‖g‖ alone, and only where ‖g‖ > max_norm. The two are
-    apart by 1e-6 / ‖g‖ relative to the gradient, which is below float32's rounding for a large
-    norm but far above float64's, and enough to tell two trainings apart after a few steps.
+    `optax.clip_by_global_norm` divides by ‖g‖ alone, and only if ‖g‖ > max_norm. The two differ
+    by 1e-6 / ‖g‖ relative to the gradient. For a large norm this is below float32's rounding, but
+    far above float64's, so two training runs differ visibly after a few steps.
 
     Args:
-        max_norm: the norm to clip to, 0 or more; infinity clips nothing.
+        max_norm: largest norm, 0 or more; infinity clips nothing.
 
     Raises:
         ValueError: for a negative or NaN `max_norm`.
@@ -66,12 +66,12 @@ def forward(model: Any, batch: Any) -> Any:
     """Calls a model on a batch: `model(inputs)`, with `lengths=lengths` if the batch has lengths.
 
     Args:
-        model: called.
-        batch: a `jaxrnn.data.Batch`, a mapping with `inputs`, `labels` and `lengths`, or a tuple
-            in this order; lengths may be left out.
+        model: the model to call.
+        batch: a `jaxrnn.data.Batch`, a mapping with `inputs`, `labels` and `lengths`, or a tuple in
+            this order. Lengths are optional.
 
     Returns:
-        What the model returns: an array or any pytree.
+        The outputs of the model: an array or any pytree.
 
     Raises:
         ValueError: for a batch of another kind.
@@ -94,26 +94,27 @@ def train_step(
     metrics: Mapping[str, Score] | None = None,
     forward: Forward = forward,
 ) -> dict[str, Array]:
-    """One step of training: changes the model's parameters and the optimizer's state in place.
+    """Runs one training step, which updates the model and the optimizer in place.
 
-    An optimizer that asks for more than the gradient gets it: `value`, `grad`, `value_fn`,
-    `grad_fn` and `obj_fn` of the same batch and the same random numbers.
+    An optimizer that needs more than the gradient is given `value`, `grad`, `value_fn`, `grad_fn`
+    and `obj_fn` of the same batch and the same random numbers.
 
     Args:
-        model: in the mode it is to be trained in, `model.train()`.
-        optimizer: made for this model's `nnx.Param`, or for what its `wrt` says.
+        model: the model, in the mode to train in (`model.train()`).
+        optimizer: an optimizer made for this model's `nnx.Param`, or for the variables that its
+            `wrt` selects.
         batch: any pytree of arrays.
-        loss: of the outputs and the batch, a scalar. Pass the same function at each step: a new
-            one, such as a new `functools.partial`, is compiled anew.
-        metrics: of the outputs and the batch too, by name.
-        forward: of the model and the batch, the outputs.
+        loss: scalar function of the outputs and the batch. Pass the same function at each step: a
+            new one, such as a new `functools.partial`, is compiled anew.
+        metrics: scalar functions of the outputs and the batch, by name.
+        forward: function of the model and the batch that returns the outputs.
 
     Returns:
-        The loss and the metrics on the batch before the step, and the learning rate where the
-        optimizer's state holds it (`optax.inject_hyperparams`), not yet fetched from the device.
+        The loss and the metrics on the batch before the update, and the learning rate if the
+        optimizer's state holds it (`optax.inject_hyperparams`). They stay on the device.
 
     Raises:
-        ValueError: for a loss or a metric that is no scalar; for a batch of another kind.
+        ValueError: for a loss or a metric that is not a scalar; for a batch of another kind.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -137,7 +138,7 @@ def train_step(
 def compiled_step(
     loss: Score, metrics: tuple[tuple[str, Score], ...], forward: Forward
 ) -> tuple[Callable[..., dict[str, Array]], list[None]]:
-    """The training step, and a list that grows whenever it is compiled."""
+    """The compiled training step, and a list that grows with each compilation."""
     traces: list[None] = []
 
     @nnx.jit
@@ -156,19 +157,19 @@ def _update(
     metrics: tuple[tuple[str, Score], ...],
     forward: Forward,
 ) -> dict[str, Array]:
-    # As it is before the forward pass, so that each call of `value_fn` draws the same noise.
+    # The state before the forward pass, so that each call of `value_fn` draws the same noise.
     graph, before = nnx.graphdef(model), _copy(nnx.state(model))
 
     def objective(model: nnx.Module) -> tuple[Array, Any]:
         outputs = forward(model, batch)
         return _scalar("loss", loss(outputs, batch)), outputs
 
-    # optax's line searches refuse what an optimizer is given and `value_fn` does not take.
+    # optax's line searches require `value_fn` to accept every argument given to the optimizer.
     def value_fn(params: Any, grad_fn: Any = None, obj_fn: Any = None) -> Array:
         del grad_fn, obj_fn
-        copy = nnx.merge(graph, _copy(before))  # variables of the trace at hand
+        copy = nnx.merge(graph, _copy(before))  # variables of the current trace
         own = nnx.as_pure(nnx.state(copy, optimizer.wrt))
-        # A line search steps by float64 numbers where JAX has them, and widens the parameters.
+        # A line search takes float64 steps if x64 is enabled, which widens the parameters.
         nnx.update(copy, jax.tree.map(lambda new, old: new.astype(old.dtype), params, own))
         return objective(copy)[0]
 
@@ -184,7 +185,7 @@ def _update(
             "grad_fn": lambda params, *_: jax.grad(value_fn)(params),
             "obj_fn": value_fn,
         }
-    # optax mixes dtypes and ranks, which strict settings of JAX refuse.
+    # optax mixes dtypes and ranks, which JAX's strict settings reject.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         optimizer.update(model, grads, **extra)
     scores = {"loss": value}
@@ -204,19 +205,19 @@ def predict(
 ) -> np.ndarray | Any:
     """Outputs for every row of every batch, in order, in evaluation mode.
 
-    The model is left in the mode it was in.
+    The model's own mode is unchanged.
 
     Args:
-        model: to be called.
+        model: the model to call.
         batches: any pytrees of arrays.
-        forward: of the model and a batch, the outputs.
+        forward: function of the model and a batch that returns the outputs.
 
     Returns:
         The outputs as NumPy arrays, joined along their first axis.
 
     Raises:
-        ValueError: for no batches; for outputs whose first axis is not that of the rows, or that
-            differ in another axis. Predict such batches one by one.
+        ValueError: for no batches; for outputs whose first axis is not the axis of rows, or whose
+            other axes differ between batches. Predict such batches one by one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -239,7 +240,7 @@ def predict(
                 raise ValueError(
                     "`predict` joins outputs along the rows of the batches, and cannot join shapes "
                     f"{shapes(result)} of a batch of {rows(batch)} rows to {shapes(results[0])}. "
-                    "Predict each batch by itself, or pass a `forward` that returns less."
+                    "Predict each batch separately, or pass a `forward` that returns less."
                 )
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
@@ -252,21 +253,21 @@ def evaluate(
     metrics: Mapping[str, Score] | None = None,
     forward: Forward = forward,
 ) -> dict[str, float]:
-    """Loss and metrics over all batches together, in evaluation mode.
+    """Loss and metrics over all batches, in evaluation mode.
 
-    Each is computed for each batch, and averaged over the batches by their rows; where the labels
-    of all batches have an axis of steps, by their true steps. For what is no mean over rows or
-    steps, an F1 score for one, give all rows in one batch.
+    Each score is computed for each batch and averaged over the batches, weighted by their rows; if
+    the labels of all batches have an axis of steps, by their true steps. For a score that is not a
+    mean over rows or steps, such as an F1 score, pass all rows in one batch.
 
     Args:
-        model: left in the mode it was in.
+        model: the model to evaluate; its own mode is unchanged.
         batches, loss, metrics, forward: as in `train_step`.
 
     Returns:
         The loss and the metrics by name.
 
     Raises:
-        ValueError: for no batches; for a loss or a metric that is no scalar.
+        ValueError: for no batches; for a loss or a metric that is not a scalar.
 
     Example:
         >>> import jax.numpy as jnp
@@ -293,7 +294,7 @@ def evaluate(
 
     def mean(name: str) -> float:
         first, *rest = (float(value[name]) for value in values)
-        # Written so that equal values have that value as their mean, to the last bit.
+        # This form makes the mean of equal values exact to the last bit.
         return first + sum(w * (v - first) for w, v in zip(shares[1:], rest, strict=True))
 
     return {name: mean(name) for name in ("loss", *(metrics or {}))}
@@ -305,7 +306,7 @@ def _compiled_evaluation(
 ) -> Callable[..., Any]:
     @nnx.jit
     def run(model: nnx.Module, batch: Any) -> Any:
-        copy = nnx.clone(model)  # eval() on the model itself would outlive the call
+        copy = nnx.clone(model)  # calling eval() on the model itself would outlive this call
         copy.eval()
         result = forward(copy, batch)
         if outputs:
@@ -316,15 +317,17 @@ def _compiled_evaluation(
 
 
 def named(metrics: Mapping[str, Score] | None) -> tuple[tuple[str, Score], ...]:
-    """The metrics as a hashable value.
+    """Metrics as a hashable value.
 
     Raises:
-        ValueError: for a name that the records use for something else.
+        ValueError: for a name that the records already use.
     """
     metrics = metrics or {}
     for name in metrics:
         if name in RESERVED or name.startswith("validation_"):
-            raise ValueError(f"No metric may have the name `{name}`, which records have already.")
+            raise ValueError(
+                f"No metric may have the name `{name}`, which the records already use."
+            )
     return tuple(metrics.items())
 
 
