@@ -1,6 +1,6 @@
-"""What the modules refuse, and the sentence for each.
+"""Argument checks of the modules, and their error messages.
 
-Where PyTorch checks the same thing its phrase comes first, letter for letter, and ours follows.
+If PyTorch checks the same condition, its message comes first, verbatim.
 """
 
 import numbers
@@ -16,11 +16,11 @@ from jaxrnn.cells import Size
 
 
 class InputError(ValueError, RuntimeError):
-    """An input of the wrong shape: a ValueError to JAX's users, a RuntimeError to PyTorch's."""
+    """Invalid input: a ValueError for JAX users and a RuntimeError for PyTorch users."""
 
 
 def number(name: str, value: Any, *, whole: bool) -> None:
-    """An option that is a number, and no bool."""
+    """Require a number that is not a bool."""
     kind = numbers.Integral if whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind):
         wanted = "an int" if whole else "a number"
@@ -35,7 +35,7 @@ def strategy(name: str, value: Any) -> None:
 
 
 def array(name: str, value: Any) -> Array:
-    """The input of a module as one array."""
+    """Converts the input of a module to one array."""
     if type(value).__name__ == "PackedSequence":
         raise TypeError(
             f"`{name}` needs a padded array and its lengths, got a PackedSequence: "
@@ -58,7 +58,7 @@ def array(name: str, value: Any) -> Array:
 
 
 def sequence(name: str, call: str, x: Array, input_size: int, batch_first: bool) -> None:
-    """The input of a layer: (T, B, I), (B, T, I) or (T, I)."""
+    """Require the input of a layer: (T, B, I), (B, T, I) or (T, I)."""
     wanted = f"(B, T, {input_size})" if batch_first else f"(T, B, {input_size})"
     needs = f"`{call}` needs inputs of shape {wanted} or (T, {input_size}), got {_shape(x)}."
     if x.ndim not in (2, 3):
@@ -74,7 +74,7 @@ def sequence(name: str, call: str, x: Array, input_size: int, batch_first: bool)
 
 
 def step_input(name: str, x: Array, input_size: int) -> None:
-    """The input of a cell: (B, I) or (I,)."""
+    """Require the input of a cell: (B, I) or (I,)."""
     wanted = f"(B, {input_size}) or ({input_size},)"
     needs = f"`{name}(input_size={input_size})` needs inputs of shape {wanted}, got {_shape(x)}."
     if x.ndim not in (1, 2):
@@ -86,7 +86,7 @@ def step_input(name: str, x: Array, input_size: int) -> None:
 
 
 def dtype(name: str, x: Array, param_dtype: Any) -> None:
-    """PyTorch's rule: no conversion unless it is asked for."""
+    """Require inputs of the parameters' dtype: as in PyTorch, nothing is converted implicitly."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({param_dtype}). "
@@ -102,7 +102,7 @@ def dtype(name: str, x: Array, param_dtype: Any) -> None:
 
 
 def convertible(name: str, x: Array, what: str) -> None:
-    """What `dtype=` converts: real numbers."""
+    """Require real numbers, which `dtype=` can convert."""
     if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
         raise TypeError(f"`{name}` needs {what} of real numbers, got {x.dtype}.")
 
@@ -110,7 +110,7 @@ def convertible(name: str, x: Array, what: str) -> None:
 def state_dtypes(
     name: str, arrays: Sequence[Array], names: tuple[str, ...], allowed: Sequence[Any] | None
 ) -> None:
-    """States are of the input's dtype or the carry's; any real numbers where `dtype=` is given."""
+    """Require states of an allowed dtype, or of any real dtype if `allowed` is None."""
     for a, key in zip(arrays, names, strict=True):
         if allowed is None:
             convertible(name, a, key)
@@ -122,7 +122,7 @@ def state_dtypes(
 def states(
     name: str, hx: Any, names: tuple[str, ...], batched: bool, shapes: Sequence[tuple]
 ) -> tuple[Array, ...]:
-    """The initial states of a layer, as arrays (L*D, B, ·), or (L*D, ·) unbatched."""
+    """Initial states of a layer as arrays (L*D, B, ·), or (L*D, ·) unbatched."""
     if _like_lengths(hx):
         raise TypeError(
             f"`{name}` got integers in place of {' and '.join(names)}: pass lengths by name, "
@@ -152,7 +152,7 @@ def states(
 def step_states(
     name: str, hx: Any, names: tuple[str, ...], batched: bool, shapes: Sequence[tuple]
 ) -> tuple[Array, ...]:
-    """The states of a cell, as arrays (B, H), or (H,) unbatched."""
+    """States of a cell as arrays (B, H), or (H,) unbatched."""
     arrays = _as_states(name, hx, names)
     for index, (a, (batch, hidden)) in enumerate(zip(arrays, shapes, strict=True)):
         what = "hidden" if len(names) == 1 else f"hx[{index}]"
@@ -180,13 +180,13 @@ def step_states(
 
 
 def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None:
-    """`lengths` as an integer array (B,), or None where every known row is as long as the array.
+    """`lengths` as an integer array (B,), or None if all rows are known to have T steps.
 
-    Known values outside [0, T] are refused. Traced ones are clipped by `layers.step_mask`.
+    Known values outside [0, T] are rejected. Traced ones are clipped by `layers.step_mask`.
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if isinstance(value, list | tuple) and not value:
-        array = np.zeros(0, np.int32)  # NumPy takes an empty list for floats
+        array = np.zeros(0, np.int32)  # NumPy converts an empty list to floats
     shape = (batch,) if batched else ()
     wanted = f"(B,) = ({batch},)" if batched else "() for unbatched input"
     if not jnp.issubdtype(array.dtype, jnp.integer):
@@ -214,7 +214,7 @@ def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None
 
 
 def _like_lengths(hx: Any) -> bool:
-    """Return whether a state is a row of integers, or a single one."""
+    """True if a state looks like lengths: one integer, or a row of integers."""
     arrays = [jnp.asarray(a) for a in (hx if isinstance(hx, tuple | list) else [hx])]
     return bool(arrays) and all(
         jnp.issubdtype(a.dtype, jnp.integer) and a.ndim <= 1 for a in arrays

@@ -1,9 +1,9 @@
-"""Arrays that a cell's step closes over, found and turned into parameters of the cell.
+"""Conversion of arrays that a cell's step closes over to parameters of the cell.
 
-A derivative rule differentiates what it is given as an argument. An array in the closure of
-`Cell.step` is none: its gradient would be zero without a word, or JAX would raise from within. So
-`hoist` traces the step once, takes every array that the trace did not get from its arguments, and
-returns a cell to which these arrays are parameters.
+A derivative rule differentiates with respect to arguments only. An array in the closure of
+`Cell.step` is not an argument: its gradient would silently be zero, or JAX would raise an internal
+error. `hoist` therefore traces the step once, collects every array that did not come from the
+arguments, and returns a cell that takes these arrays as parameters.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from jaxrnn.checks import InputError
 
 
 def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a method `(self, cell, weights, x, carry, ...)` of a strategy: hoisted and jitted.
+    """Decorator for a strategy's method `(self, cell, weights, x, carry, ...)`: hoists and jits it.
 
-    Without the jit every eager call would build its loop anew and compile it, gradients included.
+    Without jit, every eager call would rebuild and recompile its loop, gradients included.
     """
     jitted = jax.jit(call, static_argnames=("self", "cell", "precision", "reverse"))
 
@@ -38,14 +38,14 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def hoist(cell: Cell, weights: Weights, x: Array, carry: Carry) -> tuple[Cell, Weights]:
-    """The cell and the weights with every array that `step` closes over among the parameters.
+    """The cell and weights, with every array that `step` closes over among the parameters.
 
     Args:
-        cell: its step may close over arrays, traced ones too.
-        weights, x, carry: as a strategy gets them; only their shapes and dtypes count.
+        cell: a cell whose step may close over arrays, traced or not.
+        weights, x, carry: arguments of a strategy; only their shapes and dtypes are used.
 
     Raises:
-        InputError: `step` does not return a carry like the one it is given.
+        InputError: `step` does not return a carry like its argument.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -64,7 +64,7 @@ def hoist(cell: Cell, weights: Weights, x: Array, carry: Carry) -> tuple[Cell, W
     gx = jax.eval_shape(
         lambda x: cells.project(x.sum(0), weights.ih, weights.b_ih, carry[0].dtype), x
     )
-    # The state that the step sees is h before the projection.
+    # The step receives h before the projection.
     seen = tuple(jax.eval_shape(lambda c: c, c) for c in carry)
 
     def step(own: list[Array], carry: Carry, gx: Array, gh: Array) -> Any:
@@ -80,10 +80,10 @@ def hoist(cell: Cell, weights: Weights, x: Array, carry: Carry) -> tuple[Cell, W
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TracedStep:
-    """A step as a program, `step((own, consts), carry, gx, gh)`, traced on arrays (rows, ·).
+    """A step as a jaxpr, `step((own, consts), carry, gx, gh)`, traced on arrays (rows, ·).
 
-    A multiple of the rows, as chunks of a sequence side by side make it, runs in that many parts,
-    so that what is closed over may have one entry for each row.
+    If the number of rows is a multiple of `rows`, as for chunks of a sequence side by side, the
+    step runs in that many parts. A closed-over array may therefore have one entry for each row.
     """
 
     jaxpr: Any
@@ -108,7 +108,7 @@ _SEEN: OrderedDict[Any, tuple[str, list[Any], TracedStep]] = OrderedDict()
 
 
 def _remembered(step: Any, text: str, consts: list[Any], new: TracedStep) -> TracedStep:
-    """The program of an earlier call, if it is the same: then `jax.jit` compiles nothing anew."""
+    """The equal step of an earlier call, if there is one, so that `jax.jit` reuses its program."""
     if any(isinstance(c, jax.core.Tracer) for c in consts):
         return new
     key = (step, new.rows, tuple(v.aval for v in new.jaxpr.invars))
@@ -126,7 +126,7 @@ def _remembered(step: Any, text: str, consts: list[Any], new: TracedStep) -> Tra
 
 
 def _check(cell: Cell, returned: Any, gx: Any) -> None:
-    """A wrong carry is told by name; the loop would tell it by its own insides."""
+    """Require a carry of the right shapes, before a loop raises a less helpful error."""
     shape = (gx.shape[0], gx.shape[1] // cell.gates)
     found = returned if isinstance(returned, tuple) else (returned,)
     if not isinstance(returned, tuple) or [a.shape for a in found] != [shape] * cell.states:

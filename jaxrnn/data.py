@@ -1,7 +1,7 @@
-"""Sequences of many lengths made into minibatches, and three synthetic tasks. NumPy alone.
+"""Minibatches from sequences of different lengths, and three synthetic tasks, in NumPy alone.
 
-Every choice at random takes a seed and nothing else, so that two frameworks, or a run and its
-continuation, see the same batches in the same order.
+All random choices depend on a seed alone, so that two frameworks, or a run and its continuation,
+see the same batches in the same order.
 
 Letters: N sequences, B batch, T steps, I inputs.
 """
@@ -13,17 +13,17 @@ import numpy as np
 from numpy import ndarray as Array
 from numpy.typing import ArrayLike, DTypeLike
 
-# To NumPy, 7 and (7, 0) are the same seed.
+# NumPy treats 7 and (7, 0) as the same seed.
 Seed = int | Sequence[int]
 
 
 class Batch(NamedTuple):
-    """Inputs, labels and lengths of one step of training; a pytree of arrays.
+    """Inputs, labels and lengths of one training step; a pytree of arrays.
 
     inputs: (B, T, I), or (B, T) of tokens.
-    labels: (B,) or (B, K) of each row, (B, T) or (B, T, K) of each step, (B, N) of a sequence of
-        its own; integers for classes, floats for numbers.
-    lengths: (B,) integers, the true steps of each row, or None where every row has T.
+    labels: (B,) or (B, K) for each row, (B, T) or (B, T, K) for each step, (B, N) for label
+        sequences; integers for classes, floats for real values.
+    lengths: (B,) integers, the true steps of each row, or None if every row has T.
     """
 
     inputs: Array
@@ -38,19 +38,19 @@ def pad(
     value: int | float = 0,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Array]:
-    """Stacks sequences of different lengths, batch first, and says how long each one was.
+    """Stacks sequences of different lengths, batch first, and returns their lengths.
 
     Args:
         sequences: arrays (T_n, ...) that agree in all axes but the first.
-        steps: T of the result; None for the longest sequence's.
-        value: what fills the steps past each length.
-        dtype: of the result; None for the first sequence's.
+        steps: T of the result; None for the length of the longest sequence.
+        value: value of the steps past each length.
+        dtype: dtype of the result; None for that of the first sequence.
 
     Returns:
         inputs (N, T, ...) and lengths (N,), int32.
 
     Raises:
-        ValueError: for no sequences at all, shapes that do not agree, or too few `steps`.
+        ValueError: for no sequences, shapes that do not agree, or too few `steps`.
 
     Example:
         >>> from jaxrnn import data
@@ -81,15 +81,15 @@ def pad(
 
 
 def split(labels: ArrayLike, fraction: float, *, seed: Seed) -> tuple[Array, Array]:
-    """Sets a fraction of every class aside for validation.
+    """Sets aside a fraction of every class for validation.
 
     Args:
-        labels: (N,) the class of each item.
-        fraction: to set aside, in [0, 1); rounded to whole items for each class by itself.
-        seed: of the choice.
+        labels: (N,), the class of each item.
+        fraction: fraction to set aside, in [0, 1), rounded to whole items in each class.
+        seed: seed of the choice.
 
     Returns:
-        The indices of the training items and of the validation items, each in rising order.
+        The indices of the training items and of the validation items, each ascending.
 
     Raises:
         ValueError: for a fraction outside [0, 1) or labels that are not (N,).
@@ -120,25 +120,25 @@ def plan(
     seed: Seed | None = None,
     buckets: Sequence[int] | None = None,
 ) -> list[tuple[Array, int]]:
-    """Items of each minibatch of one epoch, and the number of steps that it is padded to.
+    """Items of each minibatch of one epoch, and the number of steps to pad it to.
 
-    Each item is in exactly one batch. Under jit each new shape compiles anew: there are at most two
-    for each bucket, full batches and the one of what is left over.
+    Each item is in exactly one batch. Under jit each new shape is compiled: there are at most two
+    for each bucket, one for full batches and one for the remainder.
 
     Args:
         lengths: (N,) integers, the steps of each item.
-        batch_size: items of a full batch.
-        seed: shuffles items and batches; None keeps them in order. Name the epoch in it,
-            `seed=(run, epoch)`, to shuffle each epoch in its own, repeatable way.
-        buckets: the numbers of steps to pad to, rising: an item goes to the first one that holds
-            it, and batches do not mix. None for one bucket with the longest length.
+        batch_size: number of items in a full batch.
+        seed: shuffles items and batches; None keeps them in order. Include the epoch, `seed=(run,
+            epoch)`, to shuffle each epoch differently and repeatably.
+        buckets: ascending numbers of steps to pad to. An item goes to the first bucket that holds
+            it, and batches do not mix buckets. None for one bucket with the longest length.
 
     Returns:
-        For each batch the indices of its items and its number of steps.
+        For each batch, the indices of its items and its number of steps.
 
     Raises:
-        ValueError: for a batch size below 1, lengths that are not (N,) integers, or buckets that
-            do not rise or do not hold the longest item.
+        ValueError: for a batch size below 1, lengths that are not (N,) integers, or buckets that do
+            not ascend or do not hold the longest item.
 
     Example:
         >>> from jaxrnn import data
@@ -180,17 +180,17 @@ def plan(
 
 
 def bucket_edges(lengths: ArrayLike, count: int) -> list[int]:
-    """Numbers of steps to pad to, with about as many items up to each as to the next.
+    """Numbers of steps to pad to, so that the buckets hold about equally many items.
 
     Args:
         lengths: (N,) integers, the steps of each item.
-        count: of buckets at most; quantiles that coincide are one.
+        count: largest number of buckets; equal quantiles are merged.
 
     Returns:
-        The rising `buckets` of `plan` and `batches`; the last is the longest length.
+        The ascending `buckets` of `plan` and `batches`; the last is the longest length.
 
     Raises:
-        ValueError: for no lengths at all, or a `count` below 1.
+        ValueError: for no lengths, or a `count` below 1.
 
     Example:
         >>> from jaxrnn import data
@@ -218,25 +218,25 @@ def batches(
     label_value: int | float | None = None,
     dtype: DTypeLike | None = None,
 ) -> list[Batch]:
-    """One epoch of padded minibatches; arguments as in `plan` and `pad`.
+    """Padded minibatches of one epoch.
 
     Args:
         sequences: N arrays (T_n, ...).
-        labels: for each sequence a number or an array: a class, a number to predict, K of either,
-            one at each step (T_n, ...), or a sequence of its own (N_n, ...). Those of each step are
-            padded as the inputs are, those of a sequence of its own to the longest of all. Floats
-            stay floats; integers and booleans become int32.
+        labels: a number or an array for each sequence: a class, a real value, K of either, one for
+            each step (T_n, ...), or a label sequence (N_n, ...). Labels for each step are padded
+            like the inputs, label sequences to the longest of all. Floats stay floats; integers and
+            booleans become int32.
         batch_size, seed, buckets: as in `plan`.
-        value, dtype: of the inputs, as in `pad`.
-        label_value: what fills padded labels; None for -1 in integers, which is no class, and 0 in
+        value, dtype: for the inputs, as in `pad`.
+        label_value: value of padded labels; None for -1 in integers, which is not a class, and 0 in
             floats.
 
     Returns:
         The batches, each with its lengths.
 
     Raises:
-        ValueError: for labels that are not one for each sequence, that differ in more than their
-            first axis, or that do not fit into int32.
+        ValueError: for labels that do not match the sequences in number, that differ in more than
+            their first axis, or that do not fit into int32.
 
     Example:
         >>> from jaxrnn import data
@@ -268,7 +268,7 @@ def batches(
 
 
 def _label_rows(labels: ArrayLike | Sequence[ArrayLike], count: int) -> list[Array]:
-    """The label of each sequence as an array, all of one dtype and alike but for the first axis."""
+    """Label of each sequence as an array, of one dtype and equal in all axes but the first."""
     whole: Any = np.atleast_1d(np.asarray(labels)) if hasattr(labels, "ndim") else labels
     rows = [np.asarray(row) for row in whole]
     if len(rows) != count:
@@ -282,7 +282,7 @@ def _label_rows(labels: ArrayLike | Sequence[ArrayLike], count: int) -> list[Arr
             )
     if not rows:
         return rows
-    # An empty list has NumPy's default dtype, which says nothing.
+    # An empty list has NumPy's default dtype, which carries no information.
     dtype = np.result_type(*({row.dtype for row in rows if row.size} or {rows[0].dtype}))
     if dtype.kind in "biu":
         bounds = np.iinfo(np.int32)
@@ -290,7 +290,7 @@ def _label_rows(labels: ArrayLike | Sequence[ArrayLike], count: int) -> list[Arr
             raise ValueError("`batches` needs integer labels that fit into int32.")
         dtype = np.dtype(np.int32)
     elif dtype.kind not in "fc" and dtype.name != "bfloat16":
-        raise ValueError(f"`batches` needs labels that are numbers, got {dtype}.")
+        raise ValueError(f"`batches` needs numeric labels, got {dtype}.")
     return [row.astype(dtype) for row in rows]
 
 
@@ -302,25 +302,25 @@ def create_synthetic_sequences(
     *,
     seed: Seed = 42,
 ) -> tuple[list[Array], Array]:
-    """Sequences of tokens 1 to vocab_size - 1, each labelled by its sum modulo 2.
+    """Sequences of tokens 1 to vocab_size - 1, each labelled with its sum modulo 2.
 
-    So an odd sum has label 1. The notebook that the task is from says in a comment that an even
-    one has, and does this; what it does is kept.
+    An odd sum has the label 1. A comment in the original notebook says the opposite; this function
+    follows the notebook's code.
 
-    The random numbers are NumPy's, and so other ones than those of the function of this name in
-    `torch_ref.data`. To train on its data take it from there: `pad` and `batches` take tensors.
+    The random numbers are NumPy's and differ from those of the function with the same name in
+    `torch_ref.data`. To train on its data, pass its tensors to `pad` or `batches`.
 
     Args:
-        vocab_size: tokens, with the 0 that stands for padding; 2 or more.
-        n_samples: N.
-        min_len, max_len: the lengths are drawn evenly from this range, both ends included.
-        seed: of all draws.
+        vocab_size: number of tokens, including the padding token 0; 2 or more.
+        n_samples: N, number of sequences.
+        min_len, max_len: the lengths are drawn uniformly from this range, both ends included.
+        seed: seed of all draws.
 
     Returns:
         N sequences (T_n,) and the labels (N,), int32.
 
     Raises:
-        ValueError: for a range that holds no token or no length.
+        ValueError: for a range without a token or a length.
 
     Example:
         >>> from jaxrnn import data
@@ -360,9 +360,9 @@ def create_variable_length_batch() -> tuple[list[Array], list[int]]:
 def create_memory_task(
     seq_len: int = 50, batch_size: int = 32, *, seed: Seed = 42
 ) -> tuple[Array, Array]:
-    """Noise, and whether its first step is positive: what must be remembered to the end.
+    """Noise labelled by the sign of its first step, which a model must remember to the end.
 
-    As with `create_synthetic_sequences`, the numbers are NumPy's own.
+    As in `create_synthetic_sequences`, the random numbers are NumPy's.
 
     Returns:
         x (B, T, 1), float32, from a standard normal distribution, and labels (B,), int32.

@@ -1,8 +1,9 @@
-"""Safetensors files that are whole or absent, and checked when they are read.
+"""Safetensors files, written atomically and verified when read.
 
-The format (https://huggingface.co/docs/safetensors): eight bytes that hold the length of a JSON
-header, the header (each array's dtype, shape and place), the data. It holds no code, and PyTorch
-reads it without JAX. It holds no checksum either, so `write` adds one to the header's metadata.
+The format (https://huggingface.co/docs/safetensors) is eight bytes with the length of a JSON
+header, the header (dtype, shape and position of each array), and the data. It contains no code, and
+PyTorch reads it without JAX. It contains no checksum either, so `write` adds one to the header's
+metadata.
 """
 
 import contextlib
@@ -42,12 +43,12 @@ _DTYPES: dict[str, np.dtype] = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _DIGEST = "jaxrnn.sha256"
-# A header takes about 100 bytes per array; a larger one is there to fill the memory.
+# A header takes about 100 bytes per array; a larger one would only exhaust memory.
 _LARGEST_HEADER = 16 * 2**20
 
 
 class Spec(NamedTuple):
-    """What the header says of one array: its dtype, its shape, and where its bytes are."""
+    """Header entry of one array: its dtype, its shape and the position of its bytes."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -56,23 +57,24 @@ class Spec(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays to a safetensors file, all or nothing.
+    """Writes named arrays to a safetensors file, atomically.
 
-    Whatever interrupts it, `path` then holds the old file or the new one, each whole: the data go
-    to a temporary file beside it that is synced and renamed. A new file gets the permissions that
-    the umask gives, an existing one keeps its own, and a symbolic link keeps pointing: the file
-    behind it is replaced.
+    After any interruption, `path` holds the complete old file or the complete new one: the data go
+    to a temporary file in the same folder, which is synced and renamed. A new file gets the
+    permissions that the umask gives, and an existing file keeps its own. A symbolic link is kept,
+    and the file that it points to is replaced.
 
     Raises:
-        ValueError: a dtype that safetensors lacks; `path` exists and is no regular file.
-        OSError: as the system says; the old file is untouched and no temporary file is left.
+        ValueError: for a dtype that safetensors lacks; if `path` exists and is not a regular file.
+        OSError: the file cannot be written. The old file is unchanged and no temporary file
+            remains.
     """
     path = os.fsdecode(path)
     for name, array in arrays.items():
         if name == "__metadata__" or array.dtype not in _CODES:
             what = "has a reserved name" if array.dtype in _CODES else f"has dtype {array.dtype}"
             raise ValueError(f"`{name}` {what}: a safetensors file cannot hold it.")
-    # safetensors writes the memory as it lies; np.ascontiguousarray would make scalars 1-d.
+    # safetensors writes the raw memory; np.ascontiguousarray would make scalars 1-d.
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     layout = _layout((name, a.dtype, a.shape) for name, a in arrays.items())
     payload = safetensors.numpy.save(arrays, {_DIGEST: f"{_DIGEST} {layout} {_contents(arrays)}"})
@@ -101,13 +103,14 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Non
 def read(
     path: str | os.PathLike[str], accept: Callable[[dict[str, Spec]], None]
 ) -> dict[str, np.ndarray]:
-    """The named arrays of a safetensors file, by whomever it was written.
+    """Named arrays of a safetensors file from any writer.
 
-    `accept` is called with the header before any data are read, and raises if it does not want
-    them. The digest is checked where `write` has left one; PyTorch's own files have none.
+    `accept` is called with the header before any data are read, and raises to reject the file. The
+    digest is verified if `write` stored one; PyTorch's own files have none.
 
     Raises:
-        ValueError: anything but a whole safetensors file, in one sentence that says what it is.
+        ValueError: for an invalid or incomplete safetensors file, with one sentence that names the
+            problem.
         OSError: the file cannot be opened.
     """
     path = os.fsdecode(path)
@@ -143,14 +146,14 @@ def read(
 def _header(
     file: BinaryIO, refuse: Callable[[str], NoReturn]
 ) -> tuple[dict[str, Spec], dict[str, str]]:
-    """The arrays in the file and its metadata; the file then stands at the first byte of data."""
+    """Header and metadata of a file, whose position is then the first byte of data."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(9)
     length = int.from_bytes(start[:8], "little")
     if size == 0:
         refuse("it is empty")
     if len(start) < 9 or length > size - 8 or start[8:] != b"{":
-        # Only here: a header of 640 bytes begins with the two bytes of a pickle.
+        # Test for a pickle only here: a valid header of 640 bytes starts with the same two bytes.
         if start.startswith((b"\x80", b"PK\x03\x04")):
             refuse(
                 "it is a pickle or a zip archive, as `torch.save` writes them, and opening it "
@@ -185,7 +188,7 @@ def _header(
 
 
 def _spec(entry: Any) -> Spec | None:
-    """One entry of the header, or None if it is not what safetensors allows."""
+    """One entry of the header, or None if safetensors does not allow it."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         return None
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
@@ -199,13 +202,13 @@ def _spec(entry: Any) -> Spec | None:
 
 
 def escaped(text: str) -> str:
-    """A name from a file as it is printed: no control characters, at most 200 characters."""
+    """A name from a file for printing: without control characters, at most 200 characters."""
     quoted = repr(text if len(text) <= 200 else text[:197] + "...")
     return quoted[1:-1]
 
 
 def _is_sizes(value: Any) -> bool:
-    # 64: the most dimensions of a NumPy array, and few enough to multiply.
+    # 64 is the most dimensions of a NumPy array, and few enough to multiply.
     if not isinstance(value, list) or len(value) > 64:
         return False
     return all(type(n) is int and 0 <= n < 2**63 for n in value)
@@ -223,15 +226,15 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _layout(arrays: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> str:
-    """A digest of names, dtypes and shapes."""
+    """Digest of names, dtypes and shapes."""
     lines = sorted([name, _CODES[dtype], *shape] for name, dtype, shape in arrays)
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
 def _digest(metadata: dict[str, str]) -> str | None:
-    """The digest that `write` left, or the empty string where its name or its mark is damaged.
+    """Digest stored by `write`; the empty string if its key or its mark is damaged.
 
-    The digest starts with its own name, so that no single change hides it.
+    The digest starts with its own key, so that no single change hides it.
     """
     if _DIGEST in metadata:
         return metadata[_DIGEST]
@@ -239,7 +242,7 @@ def _digest(metadata: dict[str, str]) -> str | None:
 
 
 def _contents(arrays: Mapping[str, np.ndarray]) -> str:
-    """A digest of the data, in the order of the names."""
+    """Digest of the data, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(_bytes(arrays[name]))
@@ -247,12 +250,12 @@ def _contents(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    """The memory of a C-contiguous array, flat. (A bfloat16 array has no buffer of its own.)"""
+    """Memory of a C-contiguous array, flat. (A bfloat16 array does not support buffers.)"""
     return array.reshape(-1).view(np.uint8).data
 
 
 def _mode(target: str) -> int | None:
-    """The permissions of the file to be replaced, if there is one."""
+    """Permissions of the file to be replaced, or None if there is none."""
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:
@@ -263,7 +266,7 @@ def _mode(target: str) -> int | None:
 
 
 def _sync_directory(directory: str) -> None:
-    """Make a renaming in the directory durable, where directories can be opened at all."""
+    """Makes a renaming in the directory durable, on systems that can open directories."""
     if os.name == "nt":
         return
     descriptor = os.open(directory, os.O_RDONLY)

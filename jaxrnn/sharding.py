@@ -1,4 +1,4 @@
-"""What the types of arrays say of several devices."""
+"""Placement of arrays on several devices, according to their types."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ from jaxrnn.cells import Carry
 
 
 def spread(*trees: Any) -> bool:
-    """Whether an array's type names axes of a mesh.
+    """True if an array's type names axes of a mesh.
 
-    It does inside `jax.shard_map`, unless `check_vma=False`, and on a mesh whose axes are explicit.
-    There only operations that JAX knows can follow where each part is.
+    This is the case inside `jax.shard_map`, unless `check_vma=False`, and on a mesh with explicit
+    axes. Only JAX's own operations can follow the placement there.
     """
     arrays = jax.tree.leaves(trees)
     return any(_varying(a) or any(jax.typeof(a).sharding.spec) for a in arrays)
 
 
 def placed_as(x: Array, weights: Any, carry: Carry) -> Carry:
-    """The initial carry (·, B, ·), often new zeros, as a loop over x (T, B, ·) must start with it.
+    """The initial carry (·, B, ·), placed as a loop over x (T, B, ·) requires.
 
-    It varies over the devices of `jax.shard_map` if anything does, and its rows are where x has
-    them on an explicit mesh.
+    It varies over the devices of `jax.shard_map` if any argument does. On an explicit mesh its rows
+    are placed like those of x.
     """
     varying = frozenset().union(*map(_varying, jax.tree.leaves((x, weights, carry))))
     spec = jax.typeof(x).sharding.spec
@@ -38,6 +38,6 @@ def placed_as(x: Array, weights: Any, carry: Carry) -> Carry:
 
 
 def _varying(a: Array) -> frozenset[Any]:
-    """The axes of `jax.shard_map` over which an array's values differ."""
+    """Axes of `jax.shard_map` over which an array's values differ."""
     kind = getattr(jax.typeof(a), "manual_axis_type", None)
     return kind.varying if kind else frozenset()

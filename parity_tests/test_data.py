@@ -192,7 +192,7 @@ def test_label_sequences_of_their_own_have_one_length_in_all_batches():
             [[[1, 2]], [[1]]],
             r"in all axes but the first, got shapes \(1, 2\) for number 0",
         ),
-        (["a", "b"], "labels that are numbers"),
+        (["a", "b"], "needs numeric labels"),
     ],
 )
 def test_labels_that_cannot_be_are_refused(labels, message):

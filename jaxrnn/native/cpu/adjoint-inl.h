@@ -1,4 +1,4 @@
-// The backward pass: the recurrence of the cotangents, then the gradients of weights and inputs.
+// Backward pass: the recurrence of the cotangents, then the gradients of weights and inputs.
 #pragma once
 
 #include "gradient-inl.h"
@@ -24,12 +24,12 @@ struct AdjointStep {
   const Schedule& schedule;
   const T* panels;
   const int32_t* rows;
-  const T** next;  // by position in the group: the cotangents of the row's next step
+  const T** next;  // by position in the group: cotangents of the row's next step
   int64_t t;
 };
 
-// dh[r][v] of R rows for the units of one panel: what comes from outside, plus W_hh^T times the
-// next step's cotangents.
+// dh[r][v] of R rows for the units of one panel: the incoming cotangent plus W_hh^T times the next
+// step's cotangents.
 template <class T, int R, int N>
 __attribute__((noinline)) void back_product(const AdjointStep<T>& s, int64_t panel,
                                             const int32_t* active, V<T>* out) {
@@ -54,7 +54,7 @@ __attribute__((noinline)) void back_product(const AdjointStep<T>& s, int64_t pan
     for (int v = 0; v < N; ++v) out[r * N + v] = dh[r][v];
 }
 
-// The cell's adjoint from dh of `count` rows; at t < 0 that is the cotangent of the initial state.
+// Adjoint of the cell from dh of `count` rows. At t < 0, dh is the cotangent of the initial state.
 template <class T, class C>
 __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t first, int vectors,
                                              const int32_t* active, int count, const V<T>* dh) {

@@ -1,4 +1,4 @@
-// The cells: one vector of units of one row, forward and backward.
+// Cells: forward and backward step of one vector of units of one row.
 #pragma once
 
 #include "kernel.h"
@@ -8,7 +8,8 @@ namespace {
 
 using namespace jaxrnn;
 
-// Where one vector of units of one row reads and writes in a forward step. `n` lanes of it count.
+// Operands and results of one vector of units of one row in a forward step. The first `n` lanes are
+// valid.
 template <class T>
 struct ForwardUnit {
   const T* h;  // h_{t-1}
@@ -25,7 +26,7 @@ struct AdjointUnit {
   bool relu;
 };
 
-// kVectors: weight vectors a panel; kSums: accumulators a row; kUnits: vectors of units a panel.
+// kVectors: weight vectors per panel; kSums: accumulators per row; kUnits: vectors of units per panel.
 struct Lstm {
   static constexpr int kGates = 4, kVectors = 4, kSums = 4, kUnits = 1, kSaved = 4;
   static constexpr Same x_sum{}, h_sum{};
@@ -61,7 +62,7 @@ struct Lstm {
   }
 };
 
-// Sums: r, z, W_hn h + b_hn, W_in x + b_in. The adjoint leaves the cotangents of r, z and of the
+// Sums: r, z, W_hn h + b_hn, W_in x + b_in. The adjoint stores the cotangents of r, z and of the
 // last two, in this order.
 struct Gru {
   static constexpr int kGates = 3, kVectors = 3, kSums = 4, kUnits = 1, kSaved = 4;
@@ -123,7 +124,8 @@ JAXRNN_INLINE void with_cell(CellKind cell, int64_t hidden, F&& f) {
   with_vectors(panel_vectors<T>(hidden), [&](auto n) { f(Rnn<n()>()); });
 }
 
-// The backward pass takes one vector of units at a time, so every Rnn<N> would be the same code.
+// The backward pass handles one vector of units at a time, so every Rnn<N> would give the same
+// code.
 template <class F>
 JAXRNN_INLINE void with_adjoint_cell(CellKind cell, F&& f) {
   if (cell == CellKind::lstm) return f(Lstm());
@@ -131,7 +133,7 @@ JAXRNN_INLINE void with_adjoint_cell(CellKind cell, F&& f) {
   f(Rnn<1>());
 }
 
-// The weight row from which vector v of a panel takes its lanes, and how many there are.
+// First unit of vector v of a panel, and the weight row of that unit.
 template <class T, class C>
 JAXRNN_INLINE int64_t first_unit(int64_t panel, int v) {
   return (panel * C::kUnits + (C::kUnits > 1 ? v : 0)) * kLanes<T>;

@@ -1,5 +1,5 @@
-// Runs every build on odd shapes, with few and many threads, and compares them; for the sanitizers.
-// How many threads come of those that a pool promises must not change a single bit.
+// Runs every build on odd shapes with different numbers of threads, and compares the results; used
+// with the sanitizers. The number of threads that actually join must not change a single bit.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -14,7 +14,7 @@ using namespace jaxrnn;
 constexpr CellKind kCells[] = {CellKind::rnn_tanh, CellKind::rnn_relu, CellKind::lstm,
                                CellKind::gru};
 
-// Each of the first `idle` tasks gets a thread of its own; the others find every thread busy.
+// The first `idle` tasks get a thread each; later tasks find every thread busy.
 struct Threads {
   Threads(int count, int idle)
       : pool{count, [this, idle](std::function<void()> task) {
@@ -40,14 +40,14 @@ class Data {
     const auto [steps, batch, inputs, hidden, reverse] = c.shape;
     const int64_t rows = gates(c.cell) * hidden, all = steps * batch;
     x = draw(all * inputs), w_ih = draw(rows * inputs);
-    // With larger weights a network amplifies rounding, and builds cannot agree.
+    // With larger weights, the network amplifies rounding errors and builds cannot agree.
     w_hh = draw(rows * hidden, 0.5 / std::sqrt(double(hidden)));
     b_ih = draw(rows), b_hh = draw(rows), h0 = draw(batch * hidden), c0 = draw(batch * hidden);
     d_ys = draw(all * hidden), d_h = draw(batch * hidden), d_c = draw(batch * hidden);
     for (int64_t i = 0; i < all; ++i) mask.push_back(random_() % 3 != 0);
   }
 
-  // Everything that forward and adjoint compute, one after the other.
+  // All results of the forward and backward passes, concatenated.
   std::vector<T> run(const Build& build, int threads, int idle) const {
     const auto [steps, batch, inputs, hidden, reverse] = case_.shape;
     const int64_t rows = gates(case_.cell) * hidden, all = steps * batch, states = batch * hidden;
@@ -148,8 +148,8 @@ int check(const Case& c, double tolerance) {
 
 }  // namespace
 
-// `few` checks the four shapes that hold one of each: a single unit, cut vectors, several panels,
-// and work for several threads.
+// `few` checks four shapes that cover a single unit, cut vectors, several panels and work for
+// several threads.
 int main(int argc, char** argv) {
   const bool few = argc > 1 && std::strcmp(argv[1], "few") == 0;
   const std::vector<Shape> some = {{5, 1, 3, 1}, {7, 5, 3, 17}, {6, 3, 33, 100}, {40, 5, 17, 64}};

@@ -1,4 +1,4 @@
-// The kernels as XLA's foreign functions.
+// XLA foreign functions of the kernels.
 #include <xla/ffi/api/ffi.h>
 
 #if defined(__linux__)
@@ -28,15 +28,16 @@ Pool pool_of(ffi::ThreadPool& threads) {
           [&](std::function<void()> task) { threads.Schedule(std::move(task)); }};
 }
 
-// Absent operands come as arrays without elements.
+// Absent operands are passed as arrays without elements.
 template <class T>
 T* data(const ffi::AnyBuffer& buffer) {
   return buffer.element_count() == 0 ? nullptr : static_cast<T*>(buffer.untyped_data());
 }
 
-// What is larger than malloc's heap takes (32 MiB) is mapped anew for every call, and touching it
-// page by page can take a quarter of the time. In huge pages it is there at once; the two at the
-// ends are shared with the neighbours. A system without huge pages ignores it.
+// Allocations above malloc's mmap threshold (32 MiB) are mapped anew for every call, and faulting
+// in their pages can take a quarter of the time. Huge pages avoid most of these faults. The pages
+// at both ends may be shared with neighbouring arrays. Systems without huge pages ignore the
+// advice.
 void want_huge_pages(const ffi::AnyBuffer& buffer) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = uintptr_t(2) << 20;
@@ -172,7 +173,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_adjoint, jaxrnn::adjoint,
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>());
 
-// The instruction sets of this machine, the best first, separated by commas.
+// Instruction sets of this machine, fastest first, separated by commas.
 JAXRNN_EXPORT const char* jaxrnn_builds() {
   static const std::string names = [] {
     std::string joined;

@@ -1,4 +1,4 @@
-// The forward pass over a whole sequence.
+// Forward pass over a whole sequence.
 #pragma once
 
 #include "cell-inl.h"
@@ -51,7 +51,7 @@ struct ForwardStep {
   int64_t t;
 };
 
-// The products with the inputs of R steps (any rows, any t), stored as they are.
+// Input projections of R steps (any rows, any t), stored without further computation.
 template <class T, class C, int R>
 __attribute__((noinline)) void project_block(const ForwardStep<T>& s, int64_t panel,
                                              const int32_t* steps, T* out) {
@@ -70,7 +70,7 @@ __attribute__((noinline)) void project_block(const ForwardStep<T>& s, int64_t pa
       store(out + (r * C::kVectors + v) * L, sum[r][C::x_sum(v)]);
 }
 
-// The cell on the sums of `count` rows for the units of one panel.
+// Applies the cell to the sums of `count` rows for the units of one panel.
 template <class T, class C>
 __attribute__((noinline)) void finish_block(const ForwardStep<T>& s, int64_t panel,
                                             const int32_t* active, int count,
@@ -124,7 +124,7 @@ __attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel
   for (int r = 0; r < R; ++r) rows[r] = s.h[active[r]];
   multiply<T, R, C::kSums, C::kVectors>(sum, rows, s.wh + panel * shape.hidden * C::kVectors * L,
                                         shape.hidden, C::h_sum);
-  // A loop that indexes the sums would keep them out of the registers; the cell reads a copy.
+  // Indexing the sums in a loop would spill them from registers, so the cell reads a copy.
   V<T> done[R][C::kSums];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -151,7 +151,7 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
     if (f.c0) copy(f.c_last + b * s.hidden + u0, f.c0 + b * s.hidden + u0, u1 - u0);
   }
 
-  // With few rows a product with the inputs of several steps at once loads each weight less often.
+  // With few rows, projecting the inputs of several steps at once loads each weight less often.
   const bool hoist = group.size < 2 * kRows && s.steps > 1;
   const int64_t width = C::kVectors * L;
   int64_t chunk = 1, capacity = 0;

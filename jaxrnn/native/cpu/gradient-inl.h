@@ -1,4 +1,4 @@
-// Gradients of the weights and of the inputs, once the cotangents of all projections are known.
+// Gradients of the weights and the inputs from the cotangents of all projections.
 #pragma once
 
 #include "cell-inl.h"
@@ -36,8 +36,8 @@ __attribute__((noinline)) void add_outer_products(T* out, int64_t stride, int64_
 
 constexpr int64_t kDepth = 128;  // steps whose outer products are summed before they are stored
 
-// Gradients of one weight matrix (rows 0 .. G H, `columns` of them) and of its bias, for the rows
-// [m0, m1): the sum over all steps of the cotangents' column m (from `offset` on) times the input.
+// Gradients of one weight matrix (G H rows, `columns` columns) and of its bias, for rows [m0, m1):
+// the sum over all steps of column m of the cotangents (from `offset` on) times the input.
 template <class T>
 struct WeightGradient {
   T *dw, *db;
@@ -101,7 +101,7 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
       const int64_t at = step(k), before = schedule.before(s, at);
       return before < 0 ? f.h0 + at % s.batch * H : f.ys + before * H;
     });
-    // The GRU's third gate has two cotangents: of W_hn h + b_hn, and after it of W_in x + b_in.
+    // The GRU's third gate has two cotangents: that of W_hn h + b_hn, then that of W_in x + b_in.
     const int64_t third = saved > rows ? 2 * H : rows;
     auto add = [&](const WeightGradient<T>& g, int64_t begin, int64_t end, int64_t shift) {
       if (end <= begin) return;
@@ -127,7 +127,7 @@ __attribute__((noinline)) void input_block(const Adjoint<T>& f, const T* panels,
   V<T> sum[R][N] = {};
   const T* rows[R];
   for (int r = 0; r < R; ++r) rows[r] = f.gates + at[r] * saved;
-  // The GRU's cotangents of W_in x + b_in are not beside those of the first two gates.
+  // The GRU's cotangents of W_in x + b_in are not adjacent to those of the first two gates.
   const int64_t first = saved > count ? 2 * H : count;
   for (int64_t done = 0, depth = first; done < count; done += depth, depth = count - first) {
     if (done > 0)
@@ -150,7 +150,7 @@ void input_gradient(const Adjoint<T>& f, const Plan& plan, const Schedule& sched
   if (f.mask)
     for (int64_t i = all * member / members; i < all * (member + 1) / members; ++i)
       if (!f.mask[i]) copy<T>(f.dx + i * s.inputs, nullptr, s.inputs);
-  // Runs of steps small enough that their cotangents stay in the cache while the panels pass.
+  // The runs of steps are short enough that their cotangents stay in the cache for all panels.
   constexpr int64_t length = 4 * kRows;
   const int64_t runs = ceil_div(schedule.count, length);
   with_vectors(panel_vectors<T>(s.inputs), [&](auto n) {

@@ -1,4 +1,4 @@
-// The rows that one member of a team walks.
+// Rows that one member of a team walks.
 #pragma once
 
 #include "kernel.h"
@@ -8,7 +8,7 @@ namespace {
 
 using namespace jaxrnn;
 
-// The rows of a group, which of them have a step at t, and which share of the units a member has.
+// The rows of a group, the mask of their steps, and the member's share of the units.
 struct Group {
   const int32_t* rows;
   int64_t size;
@@ -16,7 +16,8 @@ struct Group {
   int64_t batch;
   int part, parts;
 
-  // Positions in `rows`, in `active`; those without a step in `idle`, from its end.
+  // Writes the positions in `rows` that have a step at t to the start of `active`, and the others
+  // to its end. Returns the number of the former.
   int64_t at(int64_t t, int32_t* active) const {
     int64_t n = 0, end = size;
     for (int64_t j = 0; j < size; ++j) {

@@ -1,7 +1,7 @@
-// The CPU kernel for one instruction set.
+// CPU kernel for one instruction set.
 //
-// Built once for each set, with JAXRNN_BUILD (its name), JAXRNN_VECTOR_BYTES and JAXRNN_ROWS. The
-// parts are headers that only this file includes.
+// Built once for each set, with JAXRNN_BUILD (its name), JAXRNN_VECTOR_BYTES and JAXRNN_ROWS. Only
+// this file includes the -inl.h headers.
 #include "kernel.h"
 
 #include "adjoint-inl.h"

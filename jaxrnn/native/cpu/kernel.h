@@ -1,7 +1,7 @@
-// What a kernel is given, and the table of kernels that each build of kernel.cc exports.
+// Arguments of the kernels, and the table of kernels that each build of kernel.cc exports.
 //
 // Shapes, row-major: x (T, B, I), w_ih (G H, I), w_hh (G H, H), biases (G H), states (B, H),
-// mask (T, B), ys (T, B, H). PyTorch's gate order. A null pointer stands for what is absent.
+// mask (T, B), ys (T, B, H). PyTorch's gate order. A null pointer stands for an absent array.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ constexpr int64_t gates(CellKind cell) {
   return cell == CellKind::lstm ? 4 : cell == CellKind::gru ? 3 : 1;
 }
 
-// What the adjoint needs of each step besides ys: the LSTM's i, f, g, o; the GRU's r, z, n and
-// W_hn h + b_hn. In the adjoint the same array then holds the cotangents of the projections.
+// Number of gates saved for the backward pass at each step: the LSTM's i, f, g, o; the GRU's r, z, n
+// and W_hn h + b_hn. The backward pass overwrites them with the cotangents of the projections.
 constexpr int64_t saved_gates(CellKind cell) {
   return cell == CellKind::lstm || cell == CellKind::gru ? 4 : 1;
 }
@@ -45,15 +45,15 @@ struct Adjoint {
   const uint8_t* mask;
   const T *ys, *cs;
   const T *d_ys, *d_h, *d_c;
-  T* gates;  // in: what was saved; out: cotangents of the projections
-  // Null where nobody asks: dx, and all of the weights' together.
+  T* gates;  // in: saved gates; out: cotangents of the projections
+  // Null if not needed: dx, and all gradients of the weights together.
   T *dx, *dw_ih, *dw_hh, *db_ih, *db_hh, *dh0, *dc0;
 };
 
 // How `members` threads share the work. Either each walks every `members`-th of `groups` sets of
 // rows, or all walk one set `together`: each owns some of the units, and they wait for each other
-// after every step. How rows fall into groups and blocks decides how sums are rounded, so neither
-// may depend on how many threads came in time.
+// after every step. The division of rows into groups and blocks determines the rounding of sums, so
+// neither may depend on the number of threads that arrived in time.
 struct Plan {
   int groups;
   bool together;
@@ -61,14 +61,14 @@ struct Plan {
   int parts() const { return together ? members : 1; }
 };
 
-// The rows of the batch in the order of their groups, and, with a mask, which steps there are.
-// A step is named by its index t B + b.
+// The rows of the batch in the order of their groups and, with a mask, the steps that exist. A step
+// has the index t B + b.
 struct Schedule {
   const int32_t* order;     // (B)
   const int32_t* begin;     // groups + 1
   const int32_t* previous;  // (T B): the row's step before this one, or -1; null without a mask
   const int32_t* steps;     // the steps where the mask is true; null without a mask
-  int64_t count;            // how many they are
+  int64_t count;            // number of steps
 
   int64_t before(const Shape& s, int64_t at) const {  // -1 if there is none
     if (previous) return previous[at];
@@ -77,8 +77,8 @@ struct Schedule {
   }
 };
 
-// Memory and barriers shared by the members of one call. Out of line on purpose: kernel.cc is built
-// for several instruction sets and must not share inline functions between them.
+// Memory and barriers shared by the members of one call. They are out of line because kernel.cc is
+// built for several instruction sets, which must not share inline functions.
 class Workspace;
 void* shared_memory(Workspace&, int slot);
 void* private_memory(Workspace&, int member, int64_t bytes);  // 64-byte aligned
@@ -97,7 +97,7 @@ struct Kernels {
 
 struct Build {
   const char* name;
-  int rows;  // rows that one block of the product takes at once
+  int rows;  // rows in one block of the product
   Kernels<float> f32;
   Kernels<double> f64;
 };

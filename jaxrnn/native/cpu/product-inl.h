@@ -1,8 +1,8 @@
 // Products of a few rows with packed weights, and the packing.
 //
-// The weights are packed into panels: the columns that one vector register of units needs, all its
-// gates side by side, for every k. A block of up to JAXRNN_ROWS rows keeps one panel's products in
-// registers. Rows are reached through pointers, so a row that has ended is in no block.
+// The weights are packed into panels: the columns for one vector register of units, with all gates
+// side by side, for every k. A block of up to JAXRNN_ROWS rows keeps one panel's products in
+// registers. Rows are accessed through pointers, so rows that have ended are left out of the blocks.
 #pragma once
 
 #include "simd-inl.h"
@@ -39,7 +39,7 @@ JAXRNN_INLINE void for_blocks(int64_t count, F&& f) {
   }
 }
 
-// How many vectors make a panel of plain columns: as many of 4, 2, 1 as divide the columns.
+// Number of vectors in a panel of plain columns: the largest of 4, 2, 1 that divides the columns.
 template <class T>
 int panel_vectors(int64_t columns) {
   const int64_t vectors = ceil_div(columns, kLanes<T>);
@@ -53,8 +53,8 @@ JAXRNN_INLINE void with_vectors(int n, F&& f) {
   f(std::integral_constant<int, 1>());
 }
 
-// acc[r][Map(v)] += sum over k of rows[r][k] * panel[k][v]. Few accumulators are split over k, so
-// that no sum waits for the one before it.
+// acc[r][Map(v)] += sum over k of rows[r][k] * panel[k][v]. With few accumulators, each is split
+// over k to shorten the chains of dependent additions.
 template <class T, int R, int A, int N, class Map>
 JAXRNN_INLINE void multiply(V<T> (&acc)[R][A], const T* const (&rows)[R], const T* panel,
                             int64_t depth, Map map) {
@@ -108,14 +108,15 @@ void pack_transposed(T* panel, const T* w, int64_t depth, First first, Lanes lan
   }
 }
 
-// One row of a panel: `width` columns of it, 0 beyond `valid`.
+// Packs one row of a panel: `width` columns, 0 beyond `valid`.
 template <class T>
 JAXRNN_INLINE void pack_row(T* to, const T* from, int64_t width, int64_t valid) {
   for (int64_t i = 0; i < width; i += kLanes<T>)
     store(to + i, i < valid ? load(from + i, valid - i) : V<T>{});
 }
 
-// All panels of a (depth, columns) matrix as it lies; panel by panel over the members.
+// Packs all panels of a (depth, columns) matrix without transposition; the members share the
+// panels.
 template <class T>
 void pack_plain(T* panels, const T* w, int64_t depth, int64_t columns, int64_t width, int member,
                 int members) {

@@ -1,8 +1,8 @@
-// Vectors of the width this file is compiled for, and the functions that a cell needs of them.
+// Vectors of the width that this file is compiled for, and the functions that a cell needs.
 //
-// Compiler vector extensions, so that one source serves AVX-512, AVX2 and any other machine. The
-// file is compiled once for each, and nothing in it may be shared between those builds: everything
-// stands in an unnamed namespace, and no header with inline functions of its own is included.
+// Compiler vector extensions let one source serve AVX-512, AVX2 and any other machine. The file is
+// compiled once for each, and these builds must not share code: everything is in an unnamed
+// namespace, and no header with inline functions is included.
 #pragma once
 
 #include <stdint.h>
@@ -39,7 +39,7 @@ JAXRNN_INLINE void store(T* p, V<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// The first n lanes; the others are read as 0 and not written. Only the last vector of a row is
+// The first n lanes; the others read as 0 and are not written. Only the last vector of a row is
 // cut.
 template <class T>
 __attribute__((noinline)) V<T> load_cut(const T* p, int64_t n) {
@@ -69,8 +69,9 @@ JAXRNN_INLINE void store(T* p, V<T> v, int64_t n) {
 template <class T>
 struct Constants;
 
-// ln 2 = hi + lo, with n * hi exact for every exponent n. `magic` rounds by its own last bit.
-// The series of e^r - 1 ends where |r| <= ln(2) / 2 leaves less than a quarter of a last place.
+// ln 2 = hi + lo, with n * hi exact for every exponent n. Adding `magic` rounds to an integer. The
+// series of e^r - 1 is truncated where the remainder is below a quarter of the last place for |r|
+// <= ln(2) / 2.
 template <>
 struct Constants<float> {
   static constexpr float hi = 0x1.62ep-1f, lo = 0x1.0bfbe8p-15f, log2e = 0x1.715476p+0f;
@@ -119,7 +120,7 @@ JAXRNN_INLINE Exponential<T> exponential(V<T> x) {
 }
 
 template <class T>
-JAXRNN_INLINE V<T> clamp(V<T> x, T limit) {  // a NaN stays one
+JAXRNN_INLINE V<T> clamp(V<T> x, T limit) {  // keeps NaN
   const V<T> high = V<T>{} + limit;
   x = x > high ? high : x;
   return x < -high ? -high : x;

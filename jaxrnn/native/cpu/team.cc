@@ -22,7 +22,7 @@ void* private_memory(Workspace& work, int member, int64_t bytes) {
 void wait_for_all(Workspace& work) { work.all_.wait(); }
 
 #if defined(_WIN32)
-// clang-cl does not link what __builtin_cpu_supports needs. Every x86 processor on which Windows
+// clang-cl does not link the runtime of __builtin_cpu_supports. Every x86 processor on which Windows
 // reports AVX-512F has DQ, BW and VL, and every one with AVX2 has FMA.
 #define JAXRNN_HAS_AVX512 IsProcessorFeaturePresent(41)  // PF_AVX512F_INSTRUCTIONS_AVAILABLE
 #define JAXRNN_HAS_AVX2 IsProcessorFeaturePresent(40)    // PF_AVX2_INSTRUCTIONS_AVAILABLE
@@ -33,7 +33,7 @@ void wait_for_all(Workspace& work) { work.all_.wait(); }
 #define JAXRNN_HAS_AVX2 __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
 #endif
 
-// CMakeLists.txt defines a name for each instruction set that the library holds.
+// CMakeLists.txt defines a macro for each instruction set in the library.
 extern const Build build_avx512, build_avx2, build_portable;
 
 std::vector<const Build*> builds() {
@@ -52,7 +52,7 @@ std::vector<const Build*> builds() {
 
 namespace {
 
-// Steps of each row, which of them precede which, and who walks which rows.
+// Existing steps, the step before each of them, and the rows of each group.
 struct Work {
   std::vector<int32_t> order, begin, previous, steps;
 
@@ -82,7 +82,7 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
         work.steps.push_back(int32_t(at));
       }
   }
-  // Longest first, each to the group with the least to do.
+  // Longest first, each to the group with the least work.
   std::vector<int32_t> longest(static_cast<size_t>(batch));
   std::iota(longest.begin(), longest.end(), 0);
   std::stable_sort(longest.begin(), longest.end(),
@@ -107,9 +107,9 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
   return work;
 }
 
-// Rows are shared out where there are enough to fill the blocks of every thread: it costs no
-// waiting. With few rows the units are shared out instead, if a step is long enough to wait for,
-// and the recurrent weights of one thread then fit its cache.
+// Divide the rows if there are enough to fill the blocks of every thread, which needs no waiting.
+// With few rows, divide the units instead, if a step is long enough to make the waiting worthwhile;
+// the recurrent weights of one thread then fit its cache.
 template <class T>
 Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int wanted) {
   const int64_t weights = gates(cell) * shape.hidden * shape.hidden * int64_t(sizeof(T));
@@ -142,7 +142,7 @@ void run_call(const Build& build, const Call& call, const Pool& pool, int passes
     workspace = std::make_unique<Workspace>(plan, bytes);
   };
   auto job = [&](int member) { kernel(call, plan, schedule, *workspace, member); };
-  // A thread that comes within a tenth of the time that one alone would need is worth waiting for.
+  // Wait for other threads for at most a tenth of the time that one thread alone would need.
   const auto patience = microseconds(std::clamp<int64_t>(int64_t(work * 1e5), 20, 2000));
   Team::run(pool, wanted, patience, prepare, job);
 }

@@ -1,4 +1,4 @@
-// The threads that work on one call, and the memory that they share.
+// Threads that work on one call, and their shared memory.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ inline void pause() {
 #endif
 }
 
-// Spins for a while, then lets others run: a member may have lost its core.
+// Spins for a while, then yields: a member may have lost its core.
 template <class Condition>
 void spin_until(Condition condition) {
   for (int i = 0; !condition(); ++i) {
@@ -93,18 +93,18 @@ class Workspace {
   std::vector<std::vector<Memory>> private_;
 };
 
-// Where tasks may run: `threads` of them at once, counting the caller's.
+// Runs tasks on up to `threads` threads at once, including the caller.
 struct Pool {
   int threads;
   std::function<void(std::function<void()>)> schedule;
 };
 
-// Runs job(member, members) on as many threads as come within `patience`; the caller is one of
-// them, so there is no waiting for a thread that is busy elsewhere, and no deadlock. `prepare` is
-// called once, when the number of members is known.
+// Runs job(member) on all threads that join within `patience`, including the caller. It never waits
+// for a thread that is busy elsewhere, so it cannot deadlock. `prepare` is called once, when the
+// number of members is known.
 //
-// XLA runs calls that do not depend on each other at the same time: the two directions of a layer,
-// say. They share the threads out, and wait for none that the others have.
+// XLA runs independent calls at the same time, such as the two directions of a layer. Such calls
+// divide the threads among them, and do not wait for threads of other calls.
 class Team {
  public:
   static void run(const Pool& pool, int wanted, std::chrono::microseconds patience,
@@ -141,7 +141,7 @@ class Team {
  private:
   static constexpr int kClosed = 1 << 30;
 
-  // A task that comes too late finds the team closed and touches nothing of the caller's.
+  // A task that starts too late finds the team closed and does not touch the caller's data.
   void join(int share, const std::function<void(int)>& job) {
     int state = state_.load(std::memory_order_acquire);
     do {
@@ -152,13 +152,13 @@ class Team {
     done_.fetch_add(1, std::memory_order_release);
   }
 
-  static inline std::atomic<int> calls_{0};  // that want several threads, in this process
+  static inline std::atomic<int> calls_{0};  // calls that want several threads, in this process
   std::atomic<int> state_{1};
   std::atomic<bool> go_{false};
   std::atomic<int> done_{0};
 };
 
-// What instruction sets this machine has, the best first; and the kernels for one of them.
+// Kernels for the instruction sets of this machine, fastest first.
 std::vector<const Build*> builds();
 
 // Runs the whole sequence, forward or backward, on the threads of a pool.
