@@ -1,4 +1,4 @@
-"""The numbers that every peer gets at a point, and when two peers agree."""
+"""Common inputs and weights of all peers at a point, and the check that peers agree."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from points import GATES, Point
 
 Arrays = Mapping[str, np.ndarray]
 
-# Enough to tell a wrong gate from rounding, at any size of the grid; the parity tests are stricter.
+# These separate a wrong gate from rounding at all sizes of the grid; the parity tests are stricter.
 OUTPUT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 
@@ -18,8 +18,8 @@ GRADIENT_TOLERANCE = 1e-4
 class Case:
     """Weights by PyTorch's names, inputs, lengths, and the cotangent of the outputs.
 
-    The loss is the sum of outputs times cotangent, which is 0 past each length: what a peer
-    leaves there is not looked at. Flax's GRU has no b_hn, so b_hn is 0 for everyone.
+    The loss is the sum of outputs times cotangent. The cotangent is 0 past each length, so outputs
+    there do not matter. Flax's GRU has no b_hn, so b_hn is 0 for all peers.
     """
 
     point: Point
@@ -30,7 +30,7 @@ class Case:
 
 
 def suffixes(point: Point) -> list[list[str]]:
-    """The ends of PyTorch's parameter names, by layer and direction."""
+    """Suffixes of PyTorch's parameter names, by layer and direction."""
     ends = ["", "_reverse"][: point.directions]
     return [[f"_l{layer}{end}" for end in ends] for layer in range(point.layers)]
 
@@ -61,10 +61,10 @@ def _uniform(rng: np.random.Generator, shape: tuple[int, ...], hidden: int) -> n
 
 
 def worst_error(case: Case, reference: Arrays, result: Arrays) -> float:
-    """The largest error as a share of what is allowed: the peer agrees if it is at most 1.
+    """Largest error divided by its tolerance; the peer agrees if this is at most 1.
 
-    Outputs are compared absolutely up to each length, gradients relative to each tensor's
-    largest entry. A gradient that the peer does not have (it has one bias for two) is left out.
+    Outputs are compared absolutely up to each length, gradients relative to each tensor's largest
+    entry. Gradients that the peer lacks (it has one bias instead of two) are left out.
     """
     errors = []
     for name, value in result.items():
@@ -73,7 +73,7 @@ def worst_error(case: Case, reference: Arrays, result: Arrays) -> float:
             seen = np.arange(case.point.steps)[:, None] < case.point.row_lengths()
             errors.append(np.abs(value - expected)[seen].max() / OUTPUT_TOLERANCE)
         else:
-            # Rows of length 1 leave the recurrent weights without a gradient: 0 must meet 0.
+            # With rows of length 1 the recurrent weights have no gradient, so 0 must equal 0.
             scale = max(GRADIENT_TOLERANCE * np.abs(expected).max(), np.finfo(np.float32).tiny)
             errors.append(np.abs(value - expected).max() / scale)
     worst = float(np.max(errors))

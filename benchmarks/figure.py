@@ -1,4 +1,4 @@
-"""One figure: where jaxrnn is faster than PyTorch, and where not."""
+"""Figure of the speed-up over PyTorch at every point."""
 
 import io
 from itertools import product
@@ -9,11 +9,11 @@ import numpy as np
 from points import LENGTHS, MODES, Point
 from report import CELL_NAMES, SUBJECT, Results, geometric_mean, point_of, ratio
 
-LIMIT = 8  # the colours end at this ratio
+LIMIT = 8  # ratio at which the colour scale ends
 
 
 def draw(results: Results) -> bytes:
-    """A PNG: a dot for each point, its place and colour the speed-up, a row for each cell and B."""
+    """PNG with a dot for each point, placed and coloured by speed-up; one row per cell and B."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,8 +71,8 @@ def draw(results: Results) -> bytes:
         axis.set_yticks(list(height.values()), [f"{CELL_NAMES[c]}  B = {b}" for c, b in height])
         axis.grid(axis="x", alpha=0.3)
     figure.suptitle(
-        "Time of PyTorch over time of jaxrnn, same weights and inputs: "
-        "right of 1 (blue) jaxrnn is faster"
+        "Time of PyTorch divided by time of jaxrnn, same weights and inputs: "
+        "jaxrnn is faster to the right of 1 (blue)"
     )
     for axis in axes[-1]:
         axis.set_xlabel("speed-up, times (logarithmic)")

@@ -1,10 +1,10 @@
-"""Peak memory of one call, in a process of its own: Linux only.
+"""Peak memory of one call, measured in a separate process (Linux only).
 
     python benchmarks/footprint.py PEER POINT_AS_JSON
 
-The process makes the peer with its inputs, warms its framework up on a tiny point, compiles (a
-JAX peer) without running, resets the kernel's record of its largest size, calls once, and
-prints the growth as JSON: what the call allocates, its results included.
+The process makes the peer and its inputs, warms the framework up on a tiny point, compiles a JAX
+peer without running it, resets the kernel's peak memory counter, and calls the peer once. It prints
+the growth as JSON: the memory that the call allocates, including its results.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ MIB = 2**20
 
 
 def measure(peer: str, point: Point) -> dict[str, Any]:
-    """{"mib": ..., "xla_mib": ...} of a peer, or {"absent": why}; xla_mib is XLA's own figure."""
+    """{"mib": ..., "xla_mib": ...} of a peer, or {"absent": reason}; xla_mib is XLA's estimate."""
     arguments = [peer, json.dumps(dataclasses.asdict(point))]
     command = [sys.executable, __file__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -33,7 +33,7 @@ def measure(peer: str, point: Point) -> dict[str, Any]:
 
 
 def _resident(field: str) -> float:
-    """`VmRSS`, the size now, or `VmHWM`, the largest since the last reset, in MiB."""
+    """Value in MiB of `VmRSS` (current size) or `VmHWM` (peak since the last reset)."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) / 1024

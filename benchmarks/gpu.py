@@ -1,10 +1,9 @@
-"""One command: the CUDA kernels against cuDNN, Flax and `jax.experimental.rnn` on one GPU.
+"""Benchmark of the CUDA kernels against cuDNN, Flax and `jax.experimental.rnn` on one GPU.
 
     python benchmarks/gpu.py [--seconds 240] [--out benchmarks/results] [--only lstm,bfloat16]
 
-Every peer of every point is one task. Workers compile side by side, take turns on the GPU, and
-write each result as a line of JSON as soon as it is there. What the time limit cuts
-off is missing from the table, not wrong in it.
+Every peer at every point is one task. Workers compile in parallel, take turns on the GPU, and write
+each result as a line of JSON at once. Tasks that exceed the time limit are missing from the table.
 """
 
 import argparse
@@ -53,7 +52,7 @@ LONG = [(65_536, 256), (65_536, 64), (65_536, 512), (1_048_576, 256)]
 
 
 def tasks() -> Iterator[Task]:
-    """The most telling first, for the time may not suffice for all."""
+    """Tasks in order of importance, because the time may not suffice for all of them."""
     modes = "inference", "training"
     everywhere = list(itertools.product(CELLS, SIZES, DTYPES))
     for cell, (batch, hidden), dtype in everywhere:
@@ -74,7 +73,7 @@ def tasks() -> Iterator[Task]:
 
 
 class Turn:
-    """The GPU, for one process at a time."""
+    """Exclusive access to the GPU for one process at a time."""
 
     def __init__(self, folder: Path):
         self.file = (folder / "gpu.lock").open("w")
@@ -87,7 +86,7 @@ class Turn:
 
 
 def work(framework: str, share: int, shares: int, folder: Path, deadline: float) -> None:
-    """Run this worker's share of the tasks and append their results."""
+    """Runs this worker's share of the tasks and appends the results."""
     chosen = [task for task in selected() if task.framework() == framework][share::shares]
     module = __import__(f"gpu_{framework}")
     turn = Turn(folder)
@@ -95,7 +94,7 @@ def work(framework: str, share: int, shares: int, folder: Path, deadline: float)
     def append(task: Task, result: dict) -> None:
         line = json.dumps(dataclasses.asdict(task) | result) + "\n"
         with (folder / "gpu.jsonl").open("a") as file:
-            file.write(line)  # one short write, which O_APPEND keeps whole
+            file.write(line)  # one short write, which O_APPEND makes atomic
 
     def late() -> bool:
         return time.time() > deadline
@@ -114,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--only", default="", help="words that a task must have, with commas")
+    parser.add_argument("--only", default="", help="comma-separated words that a task must have")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -126,11 +125,11 @@ def main() -> None:
     environment = os.environ | {
         "JAXRNN_GPU_ONLY": given.only,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        # A compiler that tries products out on the GPU would disturb the timings of the others.
+        # Autotuning runs products on the GPU, which would disturb the timings of other workers.
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0",
     }
     start = time.time()
-    deadline = start + given.seconds - 15  # the report comes after
+    deadline = start + given.seconds - 15  # time for the report
     command = [sys.executable, __file__, "--out", str(given.out), "--worker"]
     workers = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The peers on JAX of benchmarks/gpu.py: jaxrnn's strategies, Flax and `jax.experimental.rnn`."""
+"""JAX peers of benchmarks/gpu.py: jaxrnn's strategies, Flax and `jax.experimental.rnn`."""
 
 import functools
 import time
@@ -33,10 +33,10 @@ def measure_all(
 
 
 def measure(task: Any, turn: Any) -> dict[str, Any]:
-    """The median time of a call, in microseconds a step.
+    """Median time of a call, in microseconds per step.
 
-    The GPU is touched in this worker's turn alone: arguments are made on the CPU and compiled for
-    by their shapes.
+    Only the worker whose turn it is uses the GPU: arguments are made on the CPU, and the call is
+    compiled for their shapes.
     """
     precision = "highest" if task.dtype == "highest" else "default"
     with jax.default_matmul_precision(precision):
@@ -52,7 +52,7 @@ def measure(task: Any, turn: Any) -> dict[str, Any]:
 
 
 def timed(call: Any, arguments: Any) -> float:
-    """Seconds of one call: the median of several runs of several calls."""
+    """Seconds per call: the median over several runs of several calls."""
     for _ in range(2):
         jax.block_until_ready(call(*arguments))
     began = time.perf_counter()
@@ -75,7 +75,7 @@ def numbers() -> np.ndarray:
 
 
 def prepare(task: Any) -> tuple[Any, tuple[Any, ...]]:
-    """(call, arguments): one inference, or the gradients of all weights and of x."""
+    """(call, arguments) of one inference, or of the gradients of all weights and of x."""
     dtype = jnp.bfloat16 if task.dtype == "bfloat16" else jnp.float32
     shape = task.steps, task.batch, task.hidden
     x = np.resize(numbers(), shape).astype(dtype)

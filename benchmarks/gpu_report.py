@@ -1,4 +1,4 @@
-"""The table, JSON and figure of benchmarks/gpu.py, from its lines of results."""
+"""Table, JSON and figure of benchmarks/gpu.py, from its lines of results."""
 
 import json
 import math
@@ -14,14 +14,14 @@ SUBJECT = "native"
 PEERS = ("cudnn graph", "cudnn", "scan", "flax", "jax.experimental.rnn")
 KEYS = ("cell", "dtype", "batch", "hidden", "lengths", "mode", "layers", "directions", "steps")
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-# An H200, as measured: operations a second of each unit, bytes a second from memory and L2.
+# Measured on an H200: operations per second by dtype, bytes per second from memory and L2.
 FLOPS = {"bfloat16": 790e12, "float32": 390e12, "highest": 130e12}
 MEMORY, L2 = 4.3e12, 5.5e12
-LATENCY = 0.4e-6  # of an exchange within 8 CTAs, and again of a pass through a step
+LATENCY = 0.4e-6  # seconds of an exchange within 8 CTAs, and again of the computation of a step
 
 
 def floor(row: dict[str, Any]) -> float:
-    """Microseconds a step that the machine needs at least, for inference."""
+    """Least time of an inference step on this machine, in microseconds."""
     batch, hidden, gates = row["batch"], row["hidden"], GATES[row["cell"]]
     size = 2 if row["dtype"] == "bfloat16" else 4
     products = 4 * batch * gates * hidden * hidden / FLOPS[row["dtype"]]  # of x and of h
@@ -46,7 +46,7 @@ def geometric_mean(values: Iterable[float]) -> float | None:
 
 
 def ratios(points: dict[tuple, dict[str, Any]], peer: str, **wanted: Any) -> list[float]:
-    """Time of the peer over ours, at every point that has both."""
+    """Time of the peer divided by ours, at every point that has both."""
     found = []
     for key, rows in points.items():
         named = dict(zip(KEYS, key, strict=True))
@@ -103,7 +103,7 @@ def summary(points: dict[tuple, dict[str, Any]]) -> list[str]:
 def table(points: dict[tuple, dict[str, Any]]) -> list[str]:
     names = [SUBJECT, *PEERS]
     lines = [
-        "Microseconds a step.",
+        "Microseconds per step.",
         "",
         "| " + " | ".join([*KEYS[:-1], *names, "share of the floor"]) + " |",
         "|---" * (len(KEYS) + len(names)) + "|",
@@ -146,7 +146,7 @@ def long_sequences(points: dict[tuple, dict[str, Any]]) -> list[str]:
 
 
 def draw(points: dict[tuple, dict[str, Any]], path: Path) -> None:
-    """The speed-up over cuDNN by hidden size, a line for each batch size."""
+    """Speed-up over cuDNN by hidden size, with a line for each batch size."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,7 @@
-"""cuDNN through `torch.nn`, for benchmarks/gpu.py: eagerly, and as a replayed CUDA graph.
+"""PyTorch peers of benchmarks/gpu.py: cuDNN eagerly, and as a replayed CUDA graph.
 
-The tasks run in a child of this process: a capture that fails may take its process with it, and
-then costs one point. The parent imports PyTorch once and leaves the GPU alone.
+The tasks run in a child process, because a failed capture may end its process; only one point is
+lost then. The parent imports PyTorch once and does not use the GPU.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch
 def measure_all(
     tasks: list[Any], turn: Any, append: Callable[[Any, dict[str, Any]], None], late: Callable
 ) -> None:
-    """Measures one task after the other, in a new child after each that died."""
+    """Measures the tasks one by one, in a new child process after each crash."""
     while tasks and not late():
         read, write = os.pipe()
         child = os.fork()
@@ -25,7 +25,7 @@ def measure_all(
                     break
                 append(task, _measured(task, turn))
                 os.write(write, b".")
-            os._exit(0)  # without PyTorch's cleaning up, which a failed capture breaks
+            os._exit(0)  # skip PyTorch's cleanup, which fails after a failed capture
         os.close(write)
         with os.fdopen(read, "rb") as pipe:
             done = len(pipe.read())
@@ -86,7 +86,7 @@ def _prepare(task: Any) -> Any:
 
 
 def _captured(call: Any) -> Any:
-    """PyTorch's documented way: warm up on another stream, then capture."""
+    """Captures a call as PyTorch documents it: warm up on another stream, then capture."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -102,7 +102,7 @@ def _captured(call: Any) -> Any:
 
 
 def _timed(call: Any) -> float:
-    """Milliseconds of one call: the median of several runs."""
+    """Milliseconds per call: the median over several runs."""
     for _ in range(2):
         call()
     times = []

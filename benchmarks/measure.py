@@ -1,4 +1,4 @@
-"""Timing: peers in turn, the machine's calibration, the floor that follows from it."""
+"""Timing of peers in turns, calibration of the machine, and the resulting least times."""
 
 import dataclasses
 import gc
@@ -12,10 +12,10 @@ import numpy as np
 from points import GATES, Point
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 30
-LONG_ROUNDS = 3  # of rounds longer than `LONG_ROUND`
-SAMPLE = 2e-3  # seconds that a sample takes at least: shorter calls are repeated and averaged
-WARM = 20e-3  # seconds of calls before a sample, not timed
-LONG_ROUND = 2.0  # seconds; the trial of a longer round counts as its first
+LONG_ROUNDS = 3  # number of rounds, if they are longer than `LONG_ROUND`
+SAMPLE = 2e-3  # least seconds of a sample; shorter calls are repeated and averaged
+WARM = 20e-3  # seconds of untimed calls before a sample
+LONG_ROUND = 2.0  # seconds; the trial of a longer round counts as its first round
 # Transcendental evaluations of a cell for each unit and step.
 TRANSCENDENTALS = {"rnn": 1, "lstm": 5, "gru": 3}
 
@@ -31,7 +31,7 @@ class _Compilations:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
     def during(self, call: Callable[[], Any]) -> tuple[Any, int]:
-        """What the call returns, and how many compilations it took."""
+        """Result of the call, and the number of compilations that it caused."""
         before = self.count
         result = call()
         return result, self.count - before
@@ -56,16 +56,16 @@ def _trial(call: Callable[[], Any]) -> float:
 def interleaved(calls: Mapping[str, Callable[[], Any]], budget: float) -> dict[str, list[float]]:
     """Times every call once in each round, in rotating order, until the budget is spent.
 
-    Short calls are repeated within a sample, after some that are not timed: they pay for the
-    caches that another peer leaves behind, and for its threads. Those of OpenMP, which PyTorch
-    uses, spin on for some 10 ms after a call and would hold a core of the next peer's.
+    Short calls are repeated within a sample, after some untimed calls. The latter refill the caches
+    after another peer has run, and let its threads go idle: OpenMP threads, which PyTorch uses,
+    spin for about 10 ms after a call and would occupy a core of the next peer.
 
     Args:
-        calls: by the name of the peer; each has been called before, so that it is compiled.
-        budget: seconds, after which no round begins but those that are made in any case.
+        calls: calls by the name of the peer; each has been called before, so it is compiled.
+        budget: seconds after which no further round begins, once the minimum is done.
 
     Returns:
-        Seconds of a call by round, for each name.
+        Seconds of a call in each round, by name.
     """
     gc.collect()
     trial = {name: _trial(call) for name, call in calls.items()}
@@ -89,7 +89,7 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], budget: float) -> dict[s
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What the machine can do: `peak` in flop/s of all cores, `tau` in seconds on one core."""
+    """Speed of the machine: `peak` in flop/s on all cores, `tau` in seconds on one core."""
 
     peak: float
     tau: float
@@ -99,7 +99,7 @@ class Calibration:
 def calibrate(cores: int, budget: float, size: int = 2048) -> Calibration:
     """The best of several large float32 matrix products, and of several vectorised tanh.
 
-    The products are PyTorch's and XLA's, whichever is faster. The tanh is PyTorch's on an array
+    The products are PyTorch's or XLA's, whichever is faster. The tanh is PyTorch's, on an array
     that stays in the cache and is too small to be split over threads.
     """
     import torch
@@ -124,11 +124,11 @@ def calibrate(cores: int, budget: float, size: int = 2048) -> Calibration:
 
 
 def floor(point: Point, calibration: Calibration) -> float:
-    """The seconds that a point takes at least: its products at the peak, then its functions.
+    """Least seconds of a point: its products at peak speed, then its functions.
 
-    Over the true steps n of all rows, with G gates and n_t transcendental functions,
-    n (2 (I + H) G H / peak + H n_t tau / cores) for each layer and direction; training takes 3
-    times the products and 2.5 times the rest.
+    Over the true steps n of all rows, with G gates and n_t transcendental functions, the time is n
+    (2 (I + H) G H / peak + H n_t tau / cores) for each layer and direction. Training takes 3 times
+    the products and 2.5 times the rest.
     """
     hidden = point.hidden
     products, functions = (3.0, 2.5) if point.mode == "training" else (1.0, 1.0)

@@ -1,10 +1,10 @@
-"""Who is measured: PyTorch, Flax, Keras on JAX, and the strategies of jaxrnn.
+"""Benchmark peers: PyTorch, Flax, Keras on JAX, and the strategies of jaxrnn.
 
-A peer is made for a case and then called without arguments: one inference, or one training step
-(forward, loss, the gradients of all weights and of the inputs). All it needs lies in its
-framework's arrays beforehand, and it returns when the numbers are there. Every JAX peer is a
-plain function under `jax.jit`, its weights a flat list (`nnx.split` and `nnx.merge`, Keras'
-`stateless_call`), so that no peer is timed for walking through its modules in Python.
+A peer is made for a case and then called without arguments. A call is one inference, or one
+training step (forward, loss, and the gradients of all weights and of the inputs). All operands are
+in the framework's arrays beforehand, and the call returns when the results are ready. Every JAX
+peer is a pure function under `jax.jit` with a flat list of weights (`nnx.split` and `nnx.merge`,
+Keras' `stateless_call`), so that no timing includes the traversal of modules in Python.
 """
 
 import os
@@ -22,8 +22,8 @@ from cases import Arrays, Case
 from jaxrnn import strategies
 from points import Point
 
-# Our strategies by the name of the peer: a class of `jaxrnn.strategies` and its options.
-# One that this version does not have, or that cannot run here, is left out of the results.
+# Our strategies by peer name: a class of `jaxrnn.strategies` and its options. Strategies that this
+# version lacks, or that cannot run here, are left out of the results.
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "scan": ("Scan", {}),
     "native": ("Native", {}),
@@ -33,19 +33,19 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Absent(Exception):
-    """The peer cannot take part, and why."""
+    """The peer is unavailable, for the given reason."""
 
 
 class Peer(Protocol):
     def __call__(self) -> Any: ...
 
     def result(self, raw: Any) -> dict[str, np.ndarray]:
-        """What a call returned: `output`, or the gradients by PyTorch's names and `input`."""
+        """Results of a call: `output`, or the gradients by PyTorch's names and `input`."""
         ...
 
 
 class Torch:
-    """`torch.nn` with all threads; ragged batches packed and padded again, as its users do."""
+    """`torch.nn` with all threads; ragged batches are packed and padded again."""
 
     def __init__(self, case: Case):
         import torch
@@ -88,7 +88,7 @@ class Torch:
 
 
 class Jax:
-    """The part that all JAX peers share. `apply(weights, x, lengths)` gives the outputs."""
+    """Common part of all JAX peers. `apply(weights, x, lengths)` returns the outputs."""
 
     def __init__(
         self,
@@ -157,11 +157,11 @@ def named(name: str, case: Case) -> Jax:
     try:
         return ours(case, getattr(strategies, kind)(**options))
     except (AttributeError, TypeError, RuntimeError, ImportError, OSError) as error:
-        raise Absent(f"{kind} is not to be had: {error}") from None
+        raise Absent(f"{kind} is unavailable: {error}") from None
 
 
 def flax(case: Case) -> Jax:
-    """`nnx.RNN` over Flax's own cells; for the LSTM the faster of its two."""
+    """`nnx.RNN` over Flax's own cells, with the faster of its two LSTM cells."""
     point = case.point
     kinds = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
     biased = "dense_h" if point.cell == "lstm" else "dense_i"
@@ -202,7 +202,7 @@ def flax(case: Case) -> Jax:
 
 
 def keras(case: Case) -> Jax:
-    """Keras 3 on the JAX backend: batches first, the mask of the lengths for ragged ones."""
+    """Keras 3 on the JAX backend: batch first, and a mask of the lengths for ragged batches."""
     os.environ["KERAS_BACKEND"] = "jax"
     try:
         import keras
@@ -252,13 +252,13 @@ def keras(case: Case) -> Jax:
 
 
 def _flat(state: Any) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], Any]]:
-    """The arrays, and the function that puts such a list back into their places."""
+    """The arrays of a state, and a function that restores the state from such a list."""
     arrays, tree = jax.tree.flatten(state)
     return arrays, lambda leaves: jax.tree.unflatten(tree, leaves)
 
 
 def _stacked(point: Point, parts: Sequence[Any], run: Callable, x: jax.Array) -> jax.Array:
-    """Layers of one or two directions, the outputs side by side, for frameworks without them."""
+    """Stacks layers of one or two directions, for frameworks that lack such layers."""
     for layer in range(point.layers):
         directions = parts[layer * point.directions : (layer + 1) * point.directions]
         outputs = [run(part, x) for part in directions]
@@ -267,7 +267,7 @@ def _stacked(point: Point, parts: Sequence[Any], run: Callable, x: jax.Array) ->
 
 
 def _swap_gates(point: Point, array: np.ndarray) -> np.ndarray:
-    """PyTorch's r, z, n to Keras' z, r, n and back; the LSTM's order is the same."""
+    """Reorders PyTorch's gates r, z, n to Keras' z, r, n or back; the LSTM's order is the same."""
     if point.cell != "gru":
         return array
     r, z, n = np.split(array, 3)
@@ -278,7 +278,7 @@ NAMES = ("torch", "default", *STRATEGIES, "flax", "keras")
 
 
 def make(name: str, case: Case) -> Peer:
-    """The peer of that name. Raises Absent if it cannot take part."""
+    """The peer with this name. Raises Absent if it is unavailable."""
     if name == "torch":
         return Torch(case)
     if name == "default":

@@ -1,4 +1,4 @@
-"""What is measured: the points of the grid, and the subset of it that `make bench` takes.
+"""Points of the benchmark: the full grid, and the subset that `make bench` measures.
 
 Shape letters: B batch, T steps, I inputs, H hidden units.
 """
@@ -23,7 +23,7 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 BATCHES, STEPS, SIZES = (1, 8, 32, 128), (100, 1000), (32, 64, 128, 256, 512)
 
-# (B, T, I, H). The corners of B, T and H, and sizes between them.
+# (B, T, I, H): the corners of B, T and H, and sizes between them.
 FEW_DENSE: tuple[Shape, ...] = (
     (1, 100, 32, 32),
     (1, 1000, 32, 32),
@@ -47,7 +47,7 @@ DEEP: tuple[Shape, ...] = ((1, 100, 64, 64), (8, 1000, 64, 64), FEW_DEEP)
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One thing to time: a cell, what is done with it, and its sizes."""
+    """One measurement: a cell, a mode and its sizes."""
 
     cell: Cell
     mode: Mode
@@ -66,11 +66,11 @@ class Point:
 
     @property
     def deep(self) -> bool:
-        """Whether there is more than one layer in one direction."""
+        """True if there is more than one layer or direction."""
         return self.layers * self.directions > 1
 
     def row_lengths(self) -> np.ndarray:
-        """(B,) steps of each row: T, or uniform on 1..T and the same at every call."""
+        """(B,) steps of each row: T, or uniform on 1..T and equal at every call."""
         if self.lengths == "dense":
             return np.full(self.batch, self.steps, np.int32)
         rng = np.random.default_rng((self.batch, self.steps))
@@ -78,7 +78,7 @@ class Point:
 
 
 def few() -> list[Point]:
-    """The subset for a few minutes. The largest corner only for the dense LSTM's inference."""
+    """The subset, for a few minutes. The largest corner is the dense LSTM's inference only."""
     points = [Point(*kind, "dense", *shape) for kind in _kinds() for shape in FEW_DENSE]
     points += [Point(*kind, "ragged", *shape) for kind in _kinds() for shape in FEW_RAGGED]
     points.append(Point("lstm", "inference", "dense", *LARGEST))
@@ -86,13 +86,13 @@ def few() -> list[Point]:
 
 
 def full() -> list[Point]:
-    """The whole grid: hours."""
+    """The whole grid, for hours."""
     shapes = list(itertools.product(BATCHES, STEPS, SIZES, SIZES))
     return of_shapes(shapes) + [_deep(point) for point in of_shapes(DEEP)]
 
 
 def of_shapes(shapes: Sequence[Shape]) -> list[Point]:
-    """Every cell, mode and kind of lengths at these sizes."""
+    """Every cell, mode and kind of lengths at the given sizes."""
     return [
         Point(*kind, lengths, *shape)
         for shape, kind, lengths in itertools.product(shapes, _kinds(), LENGTHS)
@@ -108,5 +108,5 @@ def _deep(point: Point) -> Point:
 
 
 def shuffled(points: Sequence[Point]) -> list[Point]:
-    """In an order that is the same every time, so that any first part is a fair sample."""
+    """The points in a fixed random order, so that every prefix is a representative sample."""
     return random.Random(0).sample(points, len(points))

@@ -1,4 +1,4 @@
-"""From the raw times to ratios, tables and the summary. Everything here reads the JSON alone."""
+"""Ratios, tables and summary of the raw times, computed from the JSON alone."""
 
 import os
 import platform
@@ -12,16 +12,16 @@ import numpy as np
 
 from points import Point
 
-Row = Mapping[str, Any]  # one point as in the JSON
+Row = Mapping[str, Any]  # one point of the JSON
 Results = Mapping[str, Any]
 
-SUBJECT = "default"  # the peer that the summary is about: what a user gets without asking
+SUBJECT = "default"  # the peer of the summary: the default strategy
 PACKAGES = ("jaxrnn", "jax", "jaxlib", "flax", "keras", "torch", "numpy")
 CELL_NAMES = {"rnn": "RNN, tanh", "lstm": "LSTM", "gru": "GRU"}
 
 
 def environment(cores: int) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Machine and versions, on which the figures depend."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -39,7 +39,7 @@ def environment(cores: int) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The model where the system tells it, and the widest vector instructions."""
+    """Model of the CPU, if the system reports it, and the widest vector instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -51,7 +51,7 @@ def _cpu() -> str:
 
 
 def _sources() -> str:
-    """Git's name for the sources of jaxrnn, and whether they are changed."""
+    """Git hash of the sources of jaxrnn, marked if they are modified."""
     try:
         name = _git("rev-parse", "--short", "HEAD:jaxrnn")
         return f"{name}, changed" if _git("status", "--porcelain", "--", "jaxrnn") else name
@@ -66,7 +66,7 @@ def _git(*arguments: str) -> str:
 
 
 class Ratio(NamedTuple):
-    """The median over rounds of one peer's time over another's, and the quartiles."""
+    """Median over rounds of one peer's time divided by another's, and the quartiles."""
 
     median: float
     low: float
@@ -85,7 +85,7 @@ def median(row: Row, peer: str) -> float:
 
 
 def ratio(row: Row, over: str, peer: str) -> Ratio | None:
-    """How many times faster `peer` is than `over`; None if either is missing."""
+    """Time of `over` divided by that of `peer`; None if either is missing."""
     seconds = row["seconds"]
     if peer not in seconds or over not in seconds:
         return None
@@ -147,7 +147,7 @@ def summary_table(results: Results) -> str:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
+    """Writes a file atomically."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)
@@ -158,7 +158,7 @@ def _number(value: float | None) -> str:
 
 
 def verdict(results: Results) -> list[str]:
-    """The slowest point against PyTorch, how many points lose, and what was not measured."""
+    """Lines on the slowest point against PyTorch, the slower points, and missing measurements."""
     ratios = [(ratio(row, "torch", SUBJECT), row) for row in results["points"]]
     known = [(r, row) for r, row in ratios if r]
     lines = []
@@ -172,8 +172,8 @@ def verdict(results: Results) -> list[str]:
     for peer, why in results["absent"].items():
         lines.append(f"Left out: {peer}. {why}")
     lines += [
-        f"Disagrees with PyTorch, so not timed: {peer} at {point_of(row)}, {share:.2g} times what "
-        "is allowed."
+        f"Disagrees with PyTorch, so not timed: {peer} at {point_of(row)}, {share:.2g} times the "
+        "tolerance."
         for row in results["points"]
         for peer, share in row["disagree"].items()
     ]
@@ -181,7 +181,7 @@ def verdict(results: Results) -> list[str]:
 
 
 def place(date: str, where: dict[str, Any]) -> str:
-    """Machine, versions and date, in words."""
+    """Machine, versions and date, as text."""
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items() if v)
     return (
         f"{date}, {where['cpu']}, {where['cores']} cores, {where['system']}; "
@@ -190,7 +190,7 @@ def place(date: str, where: dict[str, Any]) -> str:
 
 
 def heading(results: Results) -> str:
-    """Machine, versions, date and calibration, in words."""
+    """Machine, versions, date and calibration, as text."""
     calibration = results["calibration"]
     return (
         f"{place(results['date'], results['environment'])} "
@@ -209,27 +209,29 @@ def markdown(results: Results, figure: str) -> str:
             "",
             *[f"- {line}" for line in verdict(results)],
             "",
-            "A speed-up is PyTorch's time over jaxrnn's, the median over rounds; geometric means "
-            "over points.",
+            "The speed-up is PyTorch's time divided by jaxrnn's: the median over rounds, and "
+            "geometric means over points.",
             "",
             summary_table(results),
             f"![speed-up against PyTorch by point]({figure})",
             "",
             "## By point",
             "",
-            "Milliseconds; in brackets the quartiles of the speed-up over rounds; then how many "
-            "times faster than PyTorch each peer is; `floor` is the least time that the machine's "
-            "calibration allows over the time taken.",
+            "Milliseconds. Brackets give the quartiles of the speed-up over rounds. The last "
+            "columns are the speed-ups of the other peers over PyTorch. `floor` is the least time "
+            "that the machine's calibration allows, divided by the measured time.",
             "",
             _points_table(results),
             "## Peak memory of a training step",
             "",
-            "MiB that the step adds to the process, results included; in brackets what XLA plans.",
+            "MiB that the step adds to the process, including its results; XLA's estimate in "
+            "brackets.",
             "",
             memory_table(results),
             "## Compiling a training step",
             "",
-            "Seconds, tracing included; then compilations, and those of the calls after it.",
+            "Seconds, including tracing; in brackets the compilations of the step and of later "
+            "calls.",
             "",
             _study_table(results["compilation"], _compilation),
         ]
@@ -263,7 +265,7 @@ def memory_table(results: Results) -> str:
 
 
 def _study_table(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
-    """Points down, peers across."""
+    """Table with points as rows and peers as columns."""
     if not rows:
         return "Not measured.\n"
     names = list(dict.fromkeys(row["peer"] for row in rows if "absent" not in row))

@@ -1,15 +1,15 @@
-"""Times jaxrnn, PyTorch, Flax and Keras side by side, and says where who is faster.
+"""Times jaxrnn, PyTorch, Flax and Keras, and reports the speed-ups at every point.
 
     python benchmarks/run.py                       # a sensible subset, 10 minutes at most
     python benchmarks/run.py --full                # the whole grid: hours
     python benchmarks/run.py --cells lstm --modes training --full --resume FILE.json
     python benchmarks/run.py --help
 
-Each point is one cell, inference or training (forward, loss, the gradients of all weights and of
-the inputs), dense or ragged, and its sizes. Every peer's numbers are checked against PyTorch's,
-then all are timed in turn. The results are written after every point, so a run that is stopped
-loses nothing; `--resume` adds to them. Leave the machine alone meanwhile: with its cores busy,
-PyTorch's threads wait for each other, and a comparison says nothing.
+Each point is one cell at given sizes, in inference or training (forward, loss, the gradients of all
+weights and of the inputs), on dense or ragged batches. Every peer's results are checked against
+PyTorch's, then all peers are timed in turns. Results are written after every point, so an
+interrupted run loses nothing; `--resume` adds to them. Run nothing else meanwhile: on busy cores,
+PyTorch's threads wait for each other, and a comparison is meaningless.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ import studies
 from points import Cell, Lengths, Mode, Point, Shape
 
 CORES = len(os.sched_getaffinity(0))
-HEAVY = 0.2  # seconds of floor from which the subset times only PyTorch and the default
+HEAVY = 0.2  # floor in seconds from which the subset times only PyTorch and the default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Options:
     """Times jaxrnn against PyTorch, Flax and Keras."""
 
     full: bool = False
-    """The whole grid and longer studies, without a limit of time."""
+    """The whole grid and longer studies, without a time limit."""
     cells: tuple[Cell, ...] = points.CELLS
     modes: tuple[Mode, ...] = points.MODES
     lengths: tuple[Lengths, ...] = points.LENGTHS
@@ -54,21 +54,21 @@ class Options:
     inputs: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
     shapes: tuple[Shape, ...] = ()
-    """B T I H, as often as you like, in place of the grid's sizes."""
+    """Any number of B T I H, in place of the grid's sizes."""
     peers: tuple[str, ...] = ("torch", "default", "scan", "flax", "keras")
-    """Who is timed, PyTorch always; there are `native`, `reference` and `checkpoint` too."""
+    """Peers to time in addition to PyTorch; also `native`, `reference` and `checkpoint`."""
     studies: bool = True
-    """Whether to measure memory and compile time too."""
+    """Also measure memory and compile time."""
     seconds: float = 0.8
-    """To spend on the rounds of a point; some rounds are made in any case."""
+    """Seconds for the rounds of a point; a minimum of rounds is always made."""
     minutes: float = 9.0
-    """No point begins later than this, unless `--full`."""
+    """Minutes after which no further point begins, unless `--full`."""
     name: str = "cpu"
-    """Of the files, before the date."""
+    """File name before the date."""
     out: Path = Path(__file__).parent / "results"
-    """Folder of the files."""
+    """Folder for the files."""
     resume: Path | None = None
-    """A JSON of an earlier run, of the same machine and versions, to add to."""
+    """JSON of an earlier run on the same machine with the same versions, to add to."""
 
     def chosen(self) -> list[Point]:
         if self.shapes:
@@ -89,12 +89,14 @@ class Options:
         )
 
     def check(self) -> None:
-        """Ends the program, in one sentence, for what cannot be run. Makes the folder."""
+        """Ends the program with one sentence if the options are invalid. Creates the folder."""
         unknown = sorted({*self.peers} - {*peers.NAMES})
         if unknown:
             raise SystemExit(f"--peers must be among {', '.join(peers.NAMES)}, got {unknown[0]}.")
         if not self.chosen():
-            raise SystemExit("No point is so. `--full` has more sizes, and `--shapes` any.")
+            raise SystemExit(
+                "No benchmark matches these filters. `--full` has more sizes; `--shapes` takes any."
+            )
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -102,7 +104,7 @@ class Options:
 
 
 def begin(options: Options) -> tuple[Path, dict[str, Any]]:
-    """The path of the JSON, and what it holds so far."""
+    """Path of the JSON, and its contents so far."""
     environment = report.environment(CORES)
     if options.resume is None:
         date = datetime.date.today().isoformat()
@@ -125,7 +127,7 @@ def begin(options: Options) -> tuple[Path, dict[str, Any]]:
 def measure_point(
     point: Point, names: tuple[str, ...], seconds: float, absent: dict[str, str]
 ) -> dict[str, Any]:
-    """Checks every peer against PyTorch, times those that agree, and notes who is absent."""
+    """Checks every peer against PyTorch, times those that agree, and notes absent peers."""
     case = cases.make(point)
     taking_part: dict[str, peers.Peer] = {}
     errors: dict[str, float] = {}
@@ -166,7 +168,9 @@ def main() -> None:
     options.check()
     start = time.monotonic()
     if os.getloadavg()[0] > 0.5:
-        print(f"The machine is busy (load {os.getloadavg()[0]:.1f}): the ratios will say nothing.")
+        print(
+            f"The machine is busy (load {os.getloadavg()[0]:.1f}): the ratios will be meaningless."
+        )
     path, results = begin(options)
     if "calibration" not in results:
         results["calibration"] = dataclasses.asdict(measure.calibrate(CORES, options.seconds))
@@ -196,7 +200,7 @@ def main() -> None:
         jax.clear_caches()
         gc.collect()
 
-    # A machine that others share is not as fast at every moment: the best of two calibrations.
+    # The speed of a shared machine varies, so take the best of two calibrations.
     again = measure.calibrate(CORES, options.seconds)
     calibration = measure.Calibration(
         max(calibration.peak, again.peak), min(calibration.tau, again.tau), CORES

@@ -1,12 +1,13 @@
-"""Shooting against the same strategy run in order: speed over lengths, sweeps over forgetting.
+"""Benchmark of `Shooting` against its inner strategy run sequentially.
 
     python benchmarks/shooting.py
     python benchmarks/shooting.py --inner "Scan()" --batches 1 --lengths 65536 --hidden-sizes 256
 
-Chunks are as many as make 64 rows, also where `Shooting()` would choose one, to see why it would.
-Before anything is timed, both ways are compared: outputs, and gradients. The ways take turns, and
-compared are medians. Cases whose arrays would not fit into `--memory` are left out and listed.
-Writes shooting-INNER-DATE.json, .md and .png into `--out`, each whole or not at all.
+The number of chunks is such that there are 64 rows, even where `Shooting()` would choose a single
+chunk, to show why it does. Outputs and gradients of both are compared before timing. Both are timed
+in turns, and their medians compared. Cases whose arrays exceed `--memory` are left out and listed.
+The script also counts sweeps for networks that forget at different rates. It writes
+shooting-INNER-DATE.json, .md and .png into `--out`, each atomically.
 """
 
 import dataclasses
@@ -31,27 +32,27 @@ import report
 from jaxrnn import cells, strategies
 from jaxrnn.cells import Weights
 
-ROWS, SHORTEST = 64, 256  # as many chunks as make so many rows, of no fewer steps than that
-AGREEMENT = {"forward": 1e-5, "training": 1e-3}  # float32: of outputs, of gradients, relative
+ROWS, SHORTEST = 64, 256  # chunks times batch, and the least steps of a chunk
+AGREEMENT = {"forward": 1e-5, "training": 1e-3}  # float32, relative: outputs, gradients
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measures what shooting saves."""
+    """Measures the speed-up of shooting."""
 
     cell: Literal["rnn_tanh", "gru", "lstm"] = "lstm"
     inner: str = "Native()"
-    """A strategy, written as in Python: it runs the chunks, and the whole in order."""
+    """A strategy as a Python expression. It runs the chunks, and the whole sequentially."""
     batches: tuple[int, ...] = (1, 4, 16)
     lengths: tuple[int, ...] = (4096, 65536, 1048576)
     hidden_sizes: tuple[int, ...] = (32, 64, 256)
     inputs: int = 1
     repeats: int = 3
-    """Timed runs of either way; the median counts."""
+    """Timed runs of each; their median is reported."""
     memory: float = 8.0
-    """GiB that the arrays of one case may take."""
+    """Largest size of the arrays of one case, in GiB."""
     sweeps: bool = True
-    """Also count sweeps against how slowly the network forgets."""
+    """Also count the sweeps of networks that forget at different rates."""
     out: Path = Path("benchmarks/results")
 
 
@@ -75,7 +76,7 @@ class Row:
 
 
 def draw_weights(cell: cells.Cell, inputs: int, hidden: int) -> Weights:
-    """As PyTorch initialises them."""
+    """Weights with PyTorch's initial distribution."""
     rng = np.random.default_rng(0)
     rows = cell.gates * hidden
 
@@ -93,13 +94,13 @@ def new_case(cell: cells.Cell, steps: int, batch: int, hidden: int, inputs: int)
 
 
 def need(kind: str, cell: cells.Cell, steps: int, batch: int, hidden: int) -> float:
-    """GiB, roughly: projections and outputs; in training residuals, cotangents and copies too."""
+    """Rough GiB: projections and outputs; in training also residuals, cotangents and copies."""
     arrays = cell.gates + 2 if kind == "forward" else 4 * cell.gates + 2 * cell.states + 2
     return arrays * 4 * steps * batch * hidden / 2**30
 
 
 def apart(one: Any, two: Any) -> float:
-    """The largest difference, relative to each array's largest entry."""
+    """Largest difference, relative to each array's largest entry."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
     return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
 
@@ -139,7 +140,7 @@ def measure_case(options: Options, kind: str, steps: int, batch: int, hidden: in
 
 
 def forgetting(steps: int = 8192, hidden: int = 32, chunks: int = 32) -> dict[str, Any]:
-    """Sweeps until the boundaries agree, however many: by forget gate, and by spectral radius."""
+    """Sweeps until the boundaries agree, by forget-gate bias and by spectral radius."""
     strategy = strategies.Shooting(chunks=chunks, burn_in=0, max_sweeps=chunks)
     weights, x, carry = new_case(cells.lstm, steps, 1, hidden, 1)
     gates = []
@@ -159,15 +160,16 @@ def forgetting(steps: int = 8192, hidden: int = 32, chunks: int = 32) -> dict[st
 
 def table(options: Options, machine: str, rows: Sequence[Row], left_out: Sequence[str]) -> str:
     lines = [
-        f"# Shooting against {options.inner} in order: {options.cell}",
+        f"# Shooting against sequential {options.inner}: {options.cell}",
         "",
         f"{machine} Medians of {options.repeats}, in turns; float32; PyTorch's initial weights.",
         "",
-        "| | B | T | H | in order, ms | shooting, ms | gain | chunks | sweeps | residual | apart |",
+        "| | B | T | H | sequential, ms | shooting, ms | gain | chunks | sweeps | residual "
+        "| error |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        sweeps = f"{r.sweeps}, then in order" if r.fell_back else f"{r.sweeps}"
+        sweeps = f"{r.sweeps}, then sequential" if r.fell_back else f"{r.sweeps}"
         lines.append(
             f"| {r.kind} | {r.batch} | {r.steps:,} | {r.hidden} | {1000 * r.in_order:,.1f} | "
             f"{1000 * r.shooting:,.1f} | {r.gain:.2f} | {r.chunks} | {sweeps} | "
@@ -202,7 +204,7 @@ def draw(rows: Sequence[Row], slow: dict[str, Any] | None, inner: str) -> bytes:
                 label=f"B = {batch}, H = {hidden}",
             )
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_title(f"{kind.capitalize()}: Shooting over {inner} against {inner} in order")
+        axis.set_title(f"{kind.capitalize()}: Shooting over {inner} against sequential {inner}")
         axis.set_xscale("log", base=2)
         axis.set(xlabel="T (steps)", ylabel="speed-up, times", ylim=(0, None))
     if slow:

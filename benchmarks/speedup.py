@@ -1,4 +1,4 @@
-"""Draw docs/figures/speedup.png, the README's figure, from the newest committed CPU results.
+"""Draws docs/figures/speedup.png, the README's figure, from the newest committed CPU results.
 
 python benchmarks/speedup.py
 """
@@ -22,7 +22,7 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green")
 
 
 def means(results: report.Results, mode: str, peer: str) -> list[float | None]:
-    """The geometric mean of the speed-up over a peer, for each of `GROUPS`."""
+    """Geometric mean of the speed-up over a peer, for each of `GROUPS`."""
     return [
         report.geometric_mean(
             report.ratio(row, peer, report.SUBJECT)
@@ -34,7 +34,7 @@ def means(results: report.Results, mode: str, peer: str) -> list[float | None]:
 
 
 def title(results: report.Results) -> str:
-    """The finding: the range of the means in training over PyTorch and over the JAX libraries."""
+    """The finding: the range of training speed-ups over PyTorch and over the JAX libraries."""
     torch = [m for m in means(results, "training", "torch") if m]
     others = [m for peer in ("flax", "keras") for m in means(results, "training", peer) if m]
     return (
@@ -44,7 +44,7 @@ def title(results: report.Results) -> str:
 
 
 def draw(results: report.Results) -> bytes:
-    """A PNG: speed-ups as bars, a panel for inference and one for training."""
+    """PNG with speed-ups as bars, in one panel for inference and one for training."""
     import matplotlib
 
     matplotlib.use("Agg")

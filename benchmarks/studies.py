@@ -1,4 +1,4 @@
-"""Two studies beside the grid: peak memory of a training step, and compile time over T."""
+"""Studies in addition to the grid: peak memory of a training step, and compile time by T."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -45,8 +45,7 @@ def _row(point: Point, peer: str, measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compilation(name: str, case: cases.Case) -> dict[str, Any]:
-    """Seconds until a training step is compiled, tracing included, and how many compilations
-    that takes and how many the calls after it."""
+    """Seconds to compile a training step, and the compilations of it and of later calls."""
     try:
         peer = peers.make(name, case)
         assert isinstance(peer, peers.Jax)

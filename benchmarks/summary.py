@@ -1,6 +1,6 @@
-"""Print the tables of times and memory of docs/performance.md, from the newest committed results.
+"""Prints the tables of times and memory in docs/performance.md from the newest committed results.
 
-python tools/tables.py times --write    puts them there
+python tools/tables.py times --write    writes them there
 """
 
 import json
@@ -13,7 +13,7 @@ STEPS = 65_536
 
 
 def newest(name: str) -> tuple[report.Results, str] | None:
-    """The newest results of that name, and the place of their report."""
+    """Newest results with this name, and the path of their report."""
     paths = sorted(RESULTS.glob(f"{name}-[0-9]*.json"))
     if not paths:
         return None
@@ -37,14 +37,14 @@ def table() -> str:
     ]
     for name, what in (
         ("grid", "Against PyTorch alone"),
-        ("closest", "The sizes closest to 1 again, with more rounds"),
+        ("closest", "The sizes with ratios closest to 1 again, with more rounds"),
     ):
         if found := newest(name):
             others, place = found
             parts += [f"{what}, at {len(others['points'])} points ({place}):\n", verdict(others)]
     parts += [
-        "MiB that a training step adds to the process, results included; in brackets what XLA "
-        "plans:\n",
+        "MiB that a training step adds to the process, including its results; XLA's estimate in "
+        "brackets:\n",
         report.memory_table(results),
         *shooting(),
     ]
@@ -52,7 +52,7 @@ def table() -> str:
 
 
 def shooting() -> list[str]:
-    """The speed-up over each inner strategy that was measured, for one row of `STEPS` steps."""
+    """Speed-up over each measured inner strategy, for one row of `STEPS` steps."""
     lines, places = [], []
     for inner in ("scan", "native"):
         if found := newest(f"shooting-{inner}"):

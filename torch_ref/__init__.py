@@ -1,8 +1,8 @@
-"""The models that `jaxrnn` re-implements and their training in PyTorch: what parity is measured by.
+"""PyTorch reference for parity: the models that `jaxrnn` re-implements, and their training.
 
-models     the same classes as `jaxrnn.models`, by the same names
-data       the tasks of the notebook that this project re-implements, number by number
-training   the same functions as `jaxrnn.training`, by the same names
+models     PyTorch counterparts of `jaxrnn.models`, with the same names
+data       the tasks of the re-implemented notebook, with identical random numbers
+training   PyTorch counterparts of `jaxrnn.training`, with the same names
 
 Nothing here imports jaxrnn.
 """

@@ -1,8 +1,8 @@
 """The notebook's three tasks, with the random numbers that its own code draws.
 
-`jaxrnn.data` has the same functions by the same names, with NumPy's random numbers: PyTorch's
-cannot be drawn without PyTorch. To train both frameworks on the same data, draw it here and hand
-it to `jaxrnn.data.pad` or `batches`, which take tensors as they take arrays.
+`jaxrnn.data` has functions with the same names that use NumPy's random numbers, because PyTorch's
+require PyTorch. To train both frameworks on the same data, draw it here and pass the tensors to
+`jaxrnn.data.pad` or `batches`.
 """
 
 import torch
@@ -13,11 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 def create_synthetic_sequences(
     vocab_size: int = 100, n_samples: int = 1000, min_len: int = 5, max_len: int = 20
 ) -> tuple[list[Tensor], Tensor]:
-    """Sequences of tokens 1 to vocab_size - 1, each labelled by its sum modulo 2.
+    """Sequences of tokens 1 to vocab_size - 1, each labelled with its sum modulo 2.
 
-    So an odd sum has label 1. The notebook's comment says that an even one has; the code is what
-    its results come from, and is kept. Seeds PyTorch's global generator with 42, as the notebook
-    does: what is drawn afterwards, an initial weight say, is thereby determined too.
+    An odd sum has the label 1. The notebook's comment says the opposite; this function follows the
+    notebook's code, which produced its results. It seeds PyTorch's global generator with 42, as the
+    notebook does, and so also determines later draws such as initial weights.
     """
     torch.manual_seed(42)
     sequences = []
@@ -28,7 +28,7 @@ def create_synthetic_sequences(
 
 
 def split_in_order(sequences: list[Tensor], labels: Tensor, fraction: float = 0.8):
-    """The first part to train on and the rest to validate, each (sequences, labels)."""
+    """Splits into a first part for training and the rest for validation, without shuffling."""
     count = int(fraction * len(sequences))
     return (sequences[:count], labels[:count]), (sequences[count:], labels[count:])
 
@@ -36,7 +36,7 @@ def split_in_order(sequences: list[Tensor], labels: Tensor, fraction: float = 0.
 def collate_batch(
     sequences: list[Tensor], labels: Tensor, pad_token: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The sequences padded to the longest, batch first, and the labels."""
+    """Sequences padded to the longest, batch first, and the labels."""
     return pad_sequence(sequences, batch_first=True, padding_value=pad_token), labels
 
 
@@ -49,9 +49,9 @@ def create_variable_length_batch() -> tuple[list[Tensor], list[int]]:
 
 
 def create_memory_task(seq_len: int = 50, batch_size: int = 32) -> tuple[Tensor, Tensor]:
-    """Noise x (B, T, 1), and whether its first step is positive, (B,) of 0 and 1.
+    """Noise x (B, T, 1) labelled by the sign of its first step, (B,) of 0 and 1.
 
-    Drawn from PyTorch's global generator, as it stands.
+    Drawn from PyTorch's global generator in its current state.
     """
     x = torch.randn(batch_size, seq_len, 1)
     return x, (x[:, 0, 0] > 0).long()

@@ -1,4 +1,4 @@
-"""Whole models, each the twin of the class of its name in `jaxrnn.models`.
+"""Complete models, each the PyTorch counterpart of the class with its name in `jaxrnn.models`.
 
 Letters: B batch, T steps, I inputs, H hidden units, O outputs.
 """
@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class SpeakerClassifier(nn.Module):
-    """A bidirectional LSTM over a sequence, its outputs averaged over the true steps, one layer."""
+    """A bidirectional LSTM, the mean of its outputs over the true steps, and a linear layer."""
 
     def __init__(self, input_size: int, hidden_size: int, num_classes: int, num_layers: int = 1):
         super().__init__()
@@ -19,7 +19,7 @@ class SpeakerClassifier(nn.Module):
         self.fc = nn.Linear(2 * hidden_size, num_classes)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits (B, C) from x (B, T, I) and lengths (B,), each at least 1; None for T."""
+        """Logits (B, C) from x (B, T, I) and lengths (B,) of at least 1; None for T."""
         if lengths is None:
             output, _ = self.lstm(x)
             return self.fc(output.mean(dim=1))
@@ -30,7 +30,7 @@ class SpeakerClassifier(nn.Module):
 
 
 class VanillaRNN(nn.Module):
-    """A tanh RNN as a loop over three linear layers, one output for each step."""
+    """A tanh RNN as a loop over three linear layers, with one output for each step."""
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int):
         super().__init__()
@@ -40,7 +40,7 @@ class VanillaRNN(nn.Module):
         self.W_ho = nn.Linear(hidden_size, output_size)
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Outputs (B, T, O) and the last state (B, H), from x (B, T, I) and a state or zeros."""
+        """Outputs (B, T, O) and the last state (B, H), from x (B, T, I) and an initial state."""
         if hidden is None:
             hidden = x.new_zeros(x.shape[0], self.hidden_size)
         outputs = []
@@ -51,7 +51,7 @@ class VanillaRNN(nn.Module):
 
 
 class SimpleLSTM(nn.Module):
-    """An LSTM as a loop, each gate a linear layer on the input and the state side by side."""
+    """An LSTM as a loop, in which each gate is a linear layer on [x_t, h_{t-1}]."""
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int):
         super().__init__()
@@ -82,7 +82,7 @@ class SimpleLSTM(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """Tokens embedded, an LSTM over them, its last state dropped out and classified."""
+    """An embedding of tokens, an LSTM, and dropout and a linear layer on its last state."""
 
     def __init__(
         self, vocab_size: int, embed_dim: int, hidden_dim: int, output_dim: int, n_layers: int = 1
@@ -96,7 +96,7 @@ class SequenceClassifier(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | list[int] | None = None) -> Tensor:
         """Logits (B, O) from tokens x (B, T) and lengths (B,), each at least 1.
 
-        Without lengths the state is read after step T, and so after the padding.
+        Without lengths, the state is taken after step T, which includes the padding.
         """
         sequence = self.embedding(x)
         if lengths is not None:
@@ -106,7 +106,7 @@ class SequenceClassifier(nn.Module):
 
 
 class EfficientLSTM(nn.Module):
-    """An LSTM over packed sequences, the output of each one's last true step classified."""
+    """An LSTM over packed sequences, and a linear layer on the output at the last true step."""
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int):
         super().__init__()
@@ -121,7 +121,7 @@ class EfficientLSTM(nn.Module):
 
 
 class RNNComparison(nn.Module):
-    """An RNN, an LSTM or a GRU over a sequence, its last state classified."""
+    """An RNN, LSTM or GRU, and a linear layer on its last state."""
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int, rnn_type: str = "LSTM"):
         super().__init__()
@@ -139,6 +139,6 @@ class RNNComparison(nn.Module):
 
 
 def _packed(sequences: Tensor, lengths: Tensor | list[int]):
-    # PyTorch wants the lengths on the CPU, wherever the sequences are.
+    # PyTorch requires the lengths on the CPU, wherever the sequences are.
     lengths = torch.as_tensor(lengths).cpu()
     return pack_padded_sequence(sequences, lengths, batch_first=True, enforce_sorted=False)

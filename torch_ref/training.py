@@ -1,6 +1,6 @@
-"""Training of classifiers in PyTorch: the functions of `jaxrnn.training`, by the same names.
+"""Training of classifiers in PyTorch: counterparts of `jaxrnn.training`, with the same names.
 
-A batch is a tuple (inputs, labels, lengths) of arrays; no lengths (None) stands for all steps.
+A batch is a tuple (inputs, labels, lengths) of arrays; lengths of None stand for all steps.
 """
 
 import math
@@ -22,17 +22,18 @@ def cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tenso
 
 
 def accuracy(logits: Tensor, batch: Batch) -> Tensor:
-    """Share of rows whose largest logit is the label's."""
+    """Fraction of rows whose largest logit is that of the label."""
     return (logits.argmax(-1) == _labels(batch)).to(logits.dtype).mean()
 
 
 def adamw(
     model: nn.Module, learning_rate: float, weight_decay: float, steps: int
 ) -> torch.optim.Optimizer:
-    """AdamW whose learning rate falls to 0 along a cosine, by itself at each step.
+    """AdamW with a learning rate that decays to 0 along a cosine, updated at each step.
 
-    The twin of `optax.adamw(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=...)`:
-    both decay every parameter by learning rate times weight decay, and add 1e-8 to the root.
+    The counterpart of `optax.adamw(optax.cosine_decay_schedule(learning_rate, steps),
+    weight_decay=...)`. Both decay every parameter by the learning rate times the weight decay, and
+    add 1e-8 to the square root.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -43,7 +44,7 @@ def adamw(
 
 
 def clip_grad_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.optim.Optimizer:
-    """The same optimiser, which from now on clips the norm of all gradients before each step."""
+    """The same optimizer, with clipping of the global gradient norm added before each step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def clip(*_: Any) -> None:
@@ -61,7 +62,7 @@ def train_step(
     loss: Score = cross_entropy,
     metrics: Mapping[str, Score] | None = None,
 ) -> dict[str, Tensor]:
-    """One step of training; returns the loss and the metrics on the batch before it."""
+    """Runs one training step; returns the loss and metrics on the batch before the update."""
     logits = _logits(model, batch)
     value = loss(logits, batch)
     optimizer.zero_grad()
@@ -73,7 +74,7 @@ def train_step(
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[Batch]) -> np.ndarray:
-    """The logits of every row of every batch, in order, in evaluation mode."""
+    """Logits of every row of every batch, in order, in evaluation mode."""
     mode = model.training
     model.eval()
     logits = torch.cat([_logits(model, batch) for batch in batches])
@@ -88,7 +89,7 @@ def evaluate(
     loss: Score = cross_entropy,
     metrics: Mapping[str, Score] | None = None,
 ) -> dict[str, float]:
-    """Loss and metrics over all rows of all batches together, in evaluation mode."""
+    """Loss and metrics over all rows of all batches, in evaluation mode."""
     batches = list(batches)
     logits = torch.from_numpy(predict(model, batches))
     together = (None, torch.cat([_labels(batch) for batch in batches]), None)
@@ -97,7 +98,7 @@ def evaluate(
 
 
 class History(NamedTuple):
-    """What `train_model` saw: one value for each epoch."""
+    """Scores recorded by `train_model`, with one value for each epoch."""
 
     train_losses: list[float]
     val_losses: list[float]
@@ -116,19 +117,19 @@ def train_model(
     every: int = 5,
     tell: Callable[[str], object] = print,
 ) -> History:
-    """The notebook's training: Adam on the whole training set at once, gradients clipped.
+    """Trains as the notebook does: Adam on the whole training set, with clipped gradients.
 
-    The training scores of an epoch are those before its step, with dropout; the validation scores
-    those after it, without.
+    The training scores of an epoch are those before its step, with dropout. The validation scores
+    are those after it, without dropout.
 
     Args:
-        model: with its initial weights. It is trained in place, and left in training mode.
-        train, validation: all of the data, one batch each.
-        epochs: steps of the optimiser.
-        learning_rate: of Adam.
-        max_norm: of all gradients together; what is longer is clipped to it.
-        every: epochs from one line of the report to the next.
-        tell: takes each line.
+        model: a model with its initial weights. It is trained in place, and left in training mode.
+        train, validation: the complete data, one batch each.
+        epochs: number of optimizer steps.
+        learning_rate: learning rate of Adam.
+        max_norm: largest global gradient norm; longer gradients are clipped to it.
+        every: number of epochs between report lines.
+        tell: called with each report line.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     clip_grad_norm(optimizer, max_norm)
@@ -155,7 +156,7 @@ def train_model(
 
 
 def _share(accuracy: Tensor | float, count: int) -> float:
-    """A share of `count` rows in float64: rounded to float32 it can print another last digit."""
+    """Fraction of `count` rows in float64; float32 could print a different last digit."""
     return round(float(accuracy) * count) / count
 
 

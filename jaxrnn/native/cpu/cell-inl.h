@@ -26,7 +26,7 @@ struct AdjointUnit {
   bool relu;
 };
 
-// kVectors: weight vectors per panel; kSums: accumulators per row; kUnits: vectors of units per panel.
+// kVectors: weight vectors per panel; kSums: accumulators per row; kUnits: unit vectors per panel.
 struct Lstm {
   static constexpr int kGates = 4, kVectors = 4, kSums = 4, kUnits = 1, kSaved = 4;
   static constexpr Same x_sum{}, h_sum{};

@@ -21,8 +21,8 @@ constexpr int64_t gates(CellKind cell) {
   return cell == CellKind::lstm ? 4 : cell == CellKind::gru ? 3 : 1;
 }
 
-// Number of gates saved for the backward pass at each step: the LSTM's i, f, g, o; the GRU's r, z, n
-// and W_hn h + b_hn. The backward pass overwrites them with the cotangents of the projections.
+// Gates of each step saved for the backward pass: the LSTM's i, f, g, o; the GRU's r, z, n and W_hn
+// h + b_hn. The backward pass overwrites them with the cotangents of the projections.
 constexpr int64_t saved_gates(CellKind cell) {
   return cell == CellKind::lstm || cell == CellKind::gru ? 4 : 1;
 }

@@ -2,7 +2,7 @@
 //
 // The weights are packed into panels: the columns for one vector register of units, with all gates
 // side by side, for every k. A block of up to JAXRNN_ROWS rows keeps one panel's products in
-// registers. Rows are accessed through pointers, so rows that have ended are left out of the blocks.
+// registers. Rows are accessed through pointers, so blocks leave out rows that have ended.
 #pragma once
 
 #include "simd-inl.h"

@@ -22,8 +22,8 @@ void* private_memory(Workspace& work, int member, int64_t bytes) {
 void wait_for_all(Workspace& work) { work.all_.wait(); }
 
 #if defined(_WIN32)
-// clang-cl does not link the runtime of __builtin_cpu_supports. Every x86 processor on which Windows
-// reports AVX-512F has DQ, BW and VL, and every one with AVX2 has FMA.
+// clang-cl does not link the runtime of __builtin_cpu_supports. Every x86 processor on which
+// Windows reports AVX-512F has DQ, BW and VL, and every one with AVX2 has FMA.
 #define JAXRNN_HAS_AVX512 IsProcessorFeaturePresent(41)  // PF_AVX512F_INSTRUCTIONS_AVAILABLE
 #define JAXRNN_HAS_AVX2 IsProcessorFeaturePresent(40)    // PF_AVX2_INSTRUCTIONS_AVAILABLE
 #else
