@@ -1,14 +1,14 @@
-"""The strictest settings that JAX has: float64 at hand, no silent promotion of dtype or rank.
+"""Strictest settings of JAX: float64 available, no implicit promotion of dtype or rank.
 
-Shapes in annotations are checked at every call while testing, by jaxtyping and beartype; see
-`addopts` in pyproject.toml. Warnings are errors there too.
+While testing, jaxtyping and beartype check the shapes in annotations at every call; see `addopts`
+in pyproject.toml, where warnings are errors too.
 """
 
 import os
 import sys
 import types
 
-# Two workers on two cores: more threads than one each only get in each other's way.
+# Two workers on two cores: with more than one thread each they would slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
@@ -33,7 +33,7 @@ def _absent(config: pytest.Config) -> set[str]:
 
 
 class _Absent(types.ModuleType):
-    """A package named by `--without`: any use of it is a failed import."""
+    """A package named by `--without`; any use of it raises an import error."""
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
@@ -42,7 +42,7 @@ class _Absent(types.ModuleType):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Modules that import the package for some of their tests can be collected for the others.
+    # This allows modules to be collected that import the package for some of their tests.
     for package in _absent(config):
         sys.modules[package] = _Absent(package)
 
@@ -52,7 +52,7 @@ def _skip_without(
     error: object,
     node: pytest.Item | pytest.Collector,
 ):
-    """Report a failed import of a package named by `--without` as a skip."""
+    """Reports a failed import of a package named by `--without` as a skip."""
     while isinstance(error, BaseException):
         if isinstance(error, ImportError) and error.name:
             package = error.name.partition(".")[0]
@@ -87,20 +87,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def absent(request: pytest.FixtureRequest) -> set[str]:
-    """The packages named by `--without`."""
+    """Packages named by `--without`."""
     return _absent(request.config)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """What a module compiled no other module runs; all together they take gigabytes."""
+    """Clears compiled programs after each module; together they take gigabytes."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
 def compilations():
-    """A callable that says how often XLA has compiled since the fixture was set up."""
+    """A callable that returns the number of XLA compilations since the fixture was set up."""
     count = 0
 
     def listen(event: str, duration: float, **_: object) -> None:

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a CPU: the emulator in place of `jax.ffi.ffi_call`, for eager calls."""
+"""CUDA kernels emulated on a CPU, in place of `jax.ffi.ffi_call`, for eager calls."""
 
 import ctypes
 import itertools
@@ -51,7 +51,7 @@ PLAN = (
 
 
 def plan_of(problem, *, sms=132, smem=ALLOWED_SMEM, clusters=True, form=0):
-    """The plan for `problem` (cell, precision, padded hidden, rows, is adjoint, is ragged)."""
+    """Plan for `problem` (cell, precision, padded hidden, rows, is adjoint, is ragged), or None."""
     numbers = (ctypes.c_int * len(PLAN))()
     given = (ctypes.c_int * 6)(*map(int, problem))
     found = cuda.library().jaxrnn_cuda_plan(given, sms, smem, int(clusters), form, numbers)
@@ -67,7 +67,7 @@ def instance_of(problem, plan):
 
 
 def build(instances, folder):
-    """The emulator with these instances, compiled by g++."""
+    """Compiles the emulator with these instances by g++."""
     rows = [f'{{"{i}", [](const Arguments& p) {{ {i}(p); }}}},' for i in sorted(instances)]
     (folder / "instances.inc").write_text("\n".join(rows))
     library = folder / "emulator.so"
@@ -85,13 +85,13 @@ def numpy_of(a):
 
 
 class Device:
-    """A GPU.
+    """An emulated GPU.
 
     Args:
-        library: of `build`.
-        mute: the CTA that never writes.
-        patience: polls before a reader gives up.
-        options: of `plan_of`: the GPU's size, or a form for every plan.
+        library: result of `build`.
+        mute: index of a CTA that never writes.
+        patience: number of polls after which a reader gives up.
+        options: options of `plan_of`: the GPU's size, or one form for every plan.
     """
 
     def __init__(self, library, *, mute=-1, patience=2000, **options):
@@ -142,7 +142,7 @@ class Device:
 
 
 def instances_of(cases):
-    """Every instance that the cases need: dicts with `problem` and the `options` of `plan_of`."""
+    """All instances that the cases need: dicts with `problem` and the `options` of `plan_of`."""
     for case, *flags in itertools.product(cases, (False, True), (False, True)):
         problem = (*case["problem"], *flags)
         plan = plan_of(problem, **case["options"])

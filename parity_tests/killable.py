@@ -1,7 +1,7 @@
-"""A small training to be killed: `test_kills.py` starts this file as a server of processes.
+"""A small training run to be killed; `test_kills.py` starts this file as a process server.
 
 Importing JAX takes most of such a short run, so the server imports it once and forks for each run.
-It starts no backend of its own: JAX's threads would not survive the fork.
+The server starts no backend, because JAX's threads would not survive the fork.
 """
 
 import json
@@ -21,7 +21,7 @@ EPOCHS = 10
 
 
 class Classifier(nnx.Module):
-    """With dropout in two places, whose counters are a part of the state."""
+    """A classifier with dropout in two places, whose counters are part of the state."""
 
     def __init__(self, rngs):
         self.gru = GRU(2, 6, num_layers=2, dropout=0.3, batch_first=True, rngs=rngs)
@@ -51,7 +51,7 @@ def make():
 
 
 def train(folder, log=None, **options):
-    """All epochs, or what is left of them in the folder. Gives the model and the history."""
+    """Runs all epochs, or the remaining ones of a folder. Returns the model and the history."""
     model, optimizer, epoch, held_back = make()
     settings = {"epochs": EPOCHS, "patience": EPOCHS, "save_every": 2, **options}
     history = training.fit(
@@ -61,7 +61,7 @@ def train(folder, log=None, **options):
 
 
 def die_at(name, call):
-    """Makes the process kill itself at a call of a function of `os`, counted from 1."""
+    """Makes the process kill itself at the given call, counted from 1, of a function of `os`."""
     original = getattr(os, name)
     left = [call]
 
@@ -90,21 +90,21 @@ def work(job):
     model, history = train(job["folder"], log, resume=True)
     leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
     arrays = {str(path): np.asarray(leaf.get_value()) for path, leaf in leaves}
-    # In one step, so that the test never reads a part.
+    # Rename, so that the test never reads a partial file.
     np.savez(job["folder"] + "/partial.npz", loss=history["loss"], **arrays)
     os.rename(job["folder"] + "/partial.npz", job["folder"] + "/result.npz")
 
 
 def serve():
-    """For each line of JSON: the child's number, `now` after `tell` records, its exit code."""
-    import orbax.checkpoint  # noqa: F401  once and not in each child
+    """For each line of JSON, prints the child's pid, `now` after `tell` records, the exit code."""
+    import orbax.checkpoint  # noqa: F401  once, instead of in each child
 
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                signal.alarm(600)  # a fork that hangs; not a busy machine
+                signal.alarm(600)  # ends a fork that hangs, but not one on a busy machine
                 os.write(1, f"{os.getpid()}\n".encode())
                 work(json.loads(line))
                 code = 0

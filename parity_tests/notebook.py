@@ -1,4 +1,4 @@
-"""The notebook's models in their sizes and on their tasks: rows of a table in docs/parity.md."""
+"""Models of the notebook with its sizes and tasks: rows of a table in docs/parity.md."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ class Task:
 
 
 def classification() -> Task:
-    """64 of the token sequences that the notebook's classifier learns from."""
+    """64 of the token sequences that the notebook's classifier is trained on."""
     sequences, labels = torch_ref.data.create_synthetic_sequences(VOCABULARY)
     inputs, lengths = data.pad(sequences[:64])
     return Task(inputs, labels[:64].numpy(), lengths)
@@ -42,19 +42,19 @@ def variable_lengths() -> Task:
 
 
 def memory() -> Task:
-    """The first step's sign, to be told after step 50."""
+    """Noise labelled by the sign of its first step, after 50 steps."""
     torch.manual_seed(0)
     x, labels = torch_ref.data.create_memory_task()
     return Task(x.numpy(), labels.numpy())
 
 
 def noise() -> Task:
-    """What the notebook shows its two hand-written models."""
+    """Inputs that the notebook passes to its two hand-written models."""
     rng = np.random.default_rng(0)
     return Task(rng.standard_normal((3, 15, 10)), np.arange(3))
 
 
-# row: (class, its arguments, task, whether the lengths are given)
+# row: (class, arguments, task, True if lengths are passed)
 ROWS = {
     "`VanillaRNN`, noise": ("VanillaRNN", (10, 32, 5), noise, False),
     "`SimpleLSTM`, noise": ("SimpleLSTM", (10, 32, 5), noise, False),
@@ -78,7 +78,7 @@ ROWS = {
 
 
 class Pair:
-    """One row's twins, on its task."""
+    """Both models of one row, on its task."""
 
     def __init__(self, row: str):
         name, arguments, task, with_lengths = ROWS[row]

@@ -1,4 +1,4 @@
-"""Print the parity tables of docs/parity.md: the worst errors against PyTorch.
+"""Prints the parity tables of docs/parity.md: the worst errors against PyTorch.
 
 python parity_tests/table.py parity      by kind of layer
 python parity_tests/table.py notebook    by model of the notebook, on its tasks
@@ -27,7 +27,7 @@ STEPS, BATCH, INPUTS, HIDDEN = 63, 8, 16, 32
 
 
 def errors(kind: str, dtype: str) -> dict[str, float]:
-    """The worst error of outputs and states, and of gradients, of one layer in both directions."""
+    """Worst errors of one layer in both directions: outputs and states, and gradients."""
     name, options = KINDS[kind]
     torch.manual_seed(0)
     theirs = getattr(torch.nn, name)(INPUTS, HIDDEN, bidirectional=True, **options)
@@ -39,13 +39,13 @@ def errors(kind: str, dtype: str) -> dict[str, float]:
 
 
 def worst(report: Report) -> dict[str, float]:
-    """The worst error of outputs and states, of losses, of gradients and of training."""
+    """Worst errors of outputs and states, of losses, of gradients and of training."""
     if not report.ok:
         raise SystemExit(str(report))
     found: dict[str, float] = {}
     for row in report.rows:
         kind = "output" if row.kind == "state" else row.kind
-        # As judged: relative to the largest entry, but where it is below 1 absolute.
+        # As judged: relative to the largest entry, or absolute where that is below 1.
         absolute = math.inf if kind == "gradient" else row.max_abs
         found[kind] = max(min(absolute, row.norm_relative), found.get(kind, 0.0))
     return found
@@ -60,7 +60,7 @@ def table() -> str:
         numbers = []
         for dtype in DTYPES:
             if (kind, dtype) == ("RNN, relu", "bfloat16"):
-                # A rounded sum on the other side of 0 changes relu's derivative by 1: no promise.
+                # Rounding a sum across 0 changes relu's derivative by 1, so there is no promise.
                 numbers.append("– | –")
                 continue
             found = errors(kind, dtype)
@@ -74,7 +74,8 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-# Of the notebook's table: a dtype and a kind of row, or a number of training steps in float64.
+# Columns of the notebook's table: a dtype and a kind of row, or a number of training steps in
+# float64.
 COLUMNS = [
     ("float64: outputs", ("float64", "output")),
     ("loss", ("float64", "loss")),
@@ -88,7 +89,7 @@ COLUMNS = [
 
 
 def notebook_errors(row: str) -> list[float]:
-    """A figure for each column."""
+    """Error for each column."""
     pair = notebook.Pair(row)
     compared = {dtype: worst(pair.compare(dtype)) for dtype in ("float64", "float32")}
     return [
@@ -98,7 +99,7 @@ def notebook_errors(row: str) -> list[float]:
 
 
 def notebook_promises() -> list[float]:
-    """The tolerance of each column."""
+    """Tolerance for each column."""
     longest = 100  # steps; no task of the notebook has more
     return [
         tolerance("float64", what, "training")

@@ -1,4 +1,4 @@
-"""`examples/appliances.py` as a user runs it, killed and resumed, and its parts."""
+"""`examples/appliances.py` run as a script, killed and resumed, and its parts."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-# With one batch for each bucket there is little to compile.
+# One batch for each bucket keeps compilation short.
 SMALL = ["--seeds", "2", "--epochs", "2", "--hidden-size", "4", "--frame", "50"]
 SMALL += ["--buckets", "2", "--batch-size", "500"]
 
@@ -35,7 +35,7 @@ def finished(*arguments):
 
 
 def numbers(output, beginning):
-    """The numbers of the first line that begins so."""
+    """Numbers of the first line with this prefix."""
     (line, *_) = [
         line for line in map(str.strip, output.splitlines()) if line.startswith(beginning)
     ]
@@ -43,11 +43,11 @@ def numbers(output, beginning):
 
 
 def seeds(output):
-    """For each seed: epochs, best, validation, test, without compilations and seconds."""
+    """For each seed: epochs, best, validation and test, without compilations and seconds."""
     return [numbers(output, f"seed {seed}")[:4] for seed in (0, 1)]
 
 
-def test_it_says_and_writes_what_it_found_and_resumes_a_killed_run(tmp_path):
+def test_prints_and_writes_results_and_resumes_a_killed_run(tmp_path):
     output = finished(*SMALL, "--out", tmp_path / "new")
     assert "training set   537 traces of 100 to 1344 steps, 20% of them for validation" in output
     assert "test set       537 traces of 134 to 1000 steps" in output
@@ -86,7 +86,7 @@ def test_it_says_and_writes_what_it_found_and_resumes_a_killed_run(tmp_path):
     assert again == records
 
 
-def test_what_cannot_be_resumed_takes_one_sentence(tmp_path, monkeypatch):
+def test_a_run_that_cannot_be_resumed_raises_one_sentence(tmp_path, monkeypatch):
     from support import runs
 
     def refuse(*arguments, **settings):
@@ -95,11 +95,13 @@ def test_what_cannot_be_resumed_takes_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.training, "fit", refuse)
     with pytest.raises(SystemExit, match="of another model"):
         runs.fit(tmp_path, True)
-    with pytest.raises(ValueError, match="of another model"):  # a mistake, to be shown in full
+    with pytest.raises(
+        ValueError, match="of another model"
+    ):  # a programming error, shown with its traceback
         runs.fit(tmp_path, False)
 
 
-def test_frames_begin_where_they_are_told_and_lose_no_whole_frame():
+def test_frames_start_at_the_offset_and_keep_every_whole_frame():
     from datasets import plaid
 
     traces = plaid.Traces([np.arange(1.0, 31), np.arange(100.0, 125)], np.array([0, 1]))
@@ -114,7 +116,7 @@ def test_frames_begin_where_they_are_told_and_lose_no_whole_frame():
     assert first[0, 5] == first[-1, 5] < second[0, 5]  # the level
 
 
-def test_the_nearest_neighbour_is_that_of_the_stretched_traces():
+def test_nearest_neighbour_of_stretched_traces():
     from datasets import plaid
 
     ramps = plaid.Traces([np.linspace(0, 1, 9), np.linspace(1, 0, 5)], np.array([3, 7]))
@@ -131,7 +133,7 @@ def test_the_nearest_neighbour_is_that_of_the_stretched_traces():
         ({"out": Path("/dev/null/x")}, "--out /dev/null/x cannot be made: Not a directory."),
     ],
 )
-def test_bad_options_get_a_sentence(options, sentence):
+def test_bad_options_raise_one_sentence(options, sentence):
     import appliances
 
     with pytest.raises(ValueError, match=re.escape(sentence)):

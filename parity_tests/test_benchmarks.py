@@ -1,4 +1,4 @@
-"""`benchmarks/run.py` runs as a user runs it, on two tiny points, and writes what it says."""
+"""`benchmarks/run.py` run as a script on two tiny points: what it measures, writes and prints."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def finished(script, *arguments):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The folder and what was printed."""
+    """The output folder, and the printed text."""
     folder = tmp_path_factory.mktemp("bench") / "new"
     small = ["--shapes", 4, 5, 3, 4, "--cells", "lstm", "--lengths", "ragged", "--seconds", 0.01]
     peers = ["--peers", *sorted(JAX_PEERS)]
@@ -42,7 +42,7 @@ def written(tmp_path_factory):
     return folder, shown
 
 
-def test_what_is_written(written):
+def test_written_files(written):
     folder, shown = written
     names = {path.suffix: path for path in folder.iterdir()}
     assert set(names) == {".json", ".md", ".png"}
@@ -53,7 +53,7 @@ def test_what_is_written(written):
     assert results["environment"]["versions"]["torch"]
 
     for peer, why in results["absent"].items():
-        print(f"{peer} took no part: {why}")
+        print(f"{peer} was left out: {why}")
         assert f"Left out: {peer}. {why}" in shown
     assert results["absent"].keys() <= {"native", "keras"}
     there = JAX_PEERS - results["absent"].keys()
@@ -82,7 +82,7 @@ def test_what_is_written(written):
     assert "| ragged | 2 |" in shown
 
 
-def test_resuming_measures_nothing_twice(written):
+def test_resuming_keeps_measured_points(written):
     folder, _ = written
     (path,) = folder.glob("*.json")
     before = json.loads(path.read_text())
@@ -100,7 +100,7 @@ def test_resuming_measures_nothing_twice(written):
     assert done.stderr.strip().endswith("is of another machine or other versions.")
 
 
-def test_who_is_unknown_is_told():
+def test_an_unknown_peer_raises_one_sentence():
     done = run("run.py", "--peers", "default", "nobody")
     assert done.returncode == 1
     assert done.stderr.strip().endswith(
@@ -114,7 +114,7 @@ def test_the_footprint_of_a_training_step():
     point = POINT | {"mode": "training", "steps": 200, "batch": 64, "hidden": 32}
     for peer in ("torch", "default"):
         report = json.loads(finished("footprint.py", peer, json.dumps(point)))
-        assert 2 < report["mib"] < 500  # the inputs' gradient and what was kept of every step
+        assert 2 < report["mib"] < 500  # the inputs' gradient and the saved steps
         assert ("xla_mib" in report) == (peer == "default")
 
 

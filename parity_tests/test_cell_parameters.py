@@ -1,4 +1,4 @@
-"""Parameters of a cell and arrays that its step closes over, against a loop written out."""
+"""Parameters of a cell and arrays that its step closes over, compared with a plain loop."""
 
 import functools
 from functools import partial
@@ -41,7 +41,7 @@ def advance(leak, mask, scale, h, g):
 
 
 def closing(strategy, leak, mask, scale, x, *, lengths=None, directions=1):
-    """Through `layers.stack`, with a step that closes over all three."""
+    """Runs `layers.stack` with a step that closes over all three."""
     cell = Cell("leaky", 1, 1, lambda c, gx, gh: (advance(leak, mask, scale, c[0], gx + gh),))
     weights = [[Weights(IH, HH)] * directions]
     carry = (jnp.zeros((directions, x.shape[1], H)),)
@@ -49,7 +49,7 @@ def closing(strategy, leak, mask, scale, x, *, lengths=None, directions=1):
 
 
 def written_out(leak, mask, scale, x, *, lengths=None, directions=1):
-    """The same by a plain scan over steps."""
+    """The same recurrence as a plain scan over steps."""
 
     def one(reverse):
         def step(h, inputs):
@@ -127,7 +127,7 @@ def expected(name):
         for name in (TRANSFORMATIONS if kind in ("Scan", "Shooting") else FEW)
     ],
 )
-def test_what_a_step_closes_over_is_differentiated(strategy, name):
+def test_arrays_in_the_closure_of_a_step_are_differentiated(strategy, name):
     got = TRANSFORMATIONS[name](partial(loss, partial(closing, strategy)))
     close(got, expected(name))
 
@@ -208,7 +208,7 @@ def test_a_cell_without_a_recurrent_product(strategy):
         close(*(jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(LEAK, bias) for f in (run, plain)))
 
 
-def test_a_step_that_returns_no_carry_is_told_by_name():
+def test_a_step_that_does_not_return_a_carry_is_named():
     for step in (lambda c, gx, gh: jnp.tanh(gx + gh), lambda c, gx, gh: (c[0], c[0])):
         with pytest.raises(jaxrnn.InputError, match=r"cell 'wrong' must return a tuple of 1 arr"):
             strategies.Scan()(Cell("wrong", 1, 1, step), Weights(IH, HH), X, (jnp.zeros((B, H)),))

@@ -1,4 +1,4 @@
-"""The comparer finds agreement where there is some, and refuses what cannot be compared."""
+"""The comparer accepts modules that agree, and rejects inputs that it cannot compare."""
 
 import subprocess
 import sys
@@ -91,14 +91,14 @@ TOKENS = RNG.integers(0, 7, (B, T))
 LABELS = RNG.integers(0, 2, B)
 
 
-def test_a_users_model_in_five_lines():
+def test_a_users_model():
     report = assert_parity(Theirs(), Ours(), TOKENS)
     assert {"output['logits']", "embed.weight", "fc.bias"} <= {row.name for row in report.rows}
     assert report["output['classes']"].tolerance == 0
     assert "lstm.weight_hh_l0" in str(report)
 
 
-def test_the_users_modules_are_left_as_they_are():
+def test_the_users_modules_are_unchanged():
     theirs, ours = Theirs(), Ours()
     before = [{k: v.clone() for k, v in theirs.state_dict().items()}, interchange.state_dict(ours)]
     compare(theirs, ours, TOKENS, noise=0.5)
@@ -111,7 +111,7 @@ def test_the_users_modules_are_left_as_they_are():
     assert ours.embed.dtype == jnp.float32
 
 
-def test_noise_is_on_every_parameter_and_zero_leaves_the_weights():
+def test_noise_changes_every_parameter_and_zero_noise_none():
     theirs, seen = torch.nn.Linear(I, H), []
 
     def call(module, x):
@@ -216,12 +216,12 @@ class Extra(jaxrnn.GRU):
         (lambda: jaxrnn.GRU(I + 1, H, rngs=rngs()), r"`weight_ih_l0` is \(15, 5\) in PyTorch"),
     ],
 )
-def test_other_parameters_are_listed(ours, message):
+def test_different_parameters_are_listed(ours, message):
     with pytest.raises(ValueError, match=message):
         compare(torch.nn.GRU(I, H), ours(), X)
 
 
-def test_other_outputs_are_listed():
+def test_different_outputs_are_listed():
     twins = torch.nn.GRU(I, H), jaxrnn.GRU(I, H, rngs=rngs())
     with pytest.raises(ValueError, match=r"outputs differ \(2 in PyTorch, 1 in JAX\)"):
         compare(*twins, X, jax_call=lambda m, x: m(x)[:1])
@@ -235,7 +235,7 @@ def test_other_outputs_are_listed():
         ({"train": True}, r"dropout at 0 or 1.* got 0\.3 in `LSTM`"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(options, message):
+def test_invalid_arguments_are_refused(options, message):
     twins = torch.nn.LSTM(I, H, 2, dropout=0.3), jaxrnn.LSTM(I, H, 2, dropout=0.3, rngs=rngs())
     with pytest.raises(ValueError, match=message):
         compare(*twins, X, **options)
@@ -249,7 +249,7 @@ def test_dropout_is_compared_at_one_in_training_and_is_off_otherwise():
         assert_parity(*twins, X, jax_call=lambda m, x: (m.train(), m(x))[1])
 
 
-def test_without_torch_there_is_one_sentence():
+def test_without_torch_the_error_is_one_sentence():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import jaxrnn.testing, numpy as np\n"

@@ -1,4 +1,4 @@
-"""The comparer fails where it must: one thing is wrong at a time, and the rows that say so."""
+"""The comparer detects a single wrong thing at a time, in exactly the rows that it affects."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def fast_compilation():
 
 
 def changed(name, change):
-    """A call of our module with one parameter changed on its way into the computation."""
+    """A call of our module with one parameter changed inside the computation."""
 
     def call(module, *inputs, **options):
         parameter = getattr(module, name)
@@ -51,7 +51,7 @@ def changed(name, change):
 
 
 def gradient_of(value, source):
-    """`value`, but with the derivative of `source`."""
+    """`value`, with the derivative of `source`."""
     return source + lax.stop_gradient(value - source)
 
 
@@ -121,7 +121,7 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_mutation_is_named(mutation):
+def test_a_mutation_is_detected(mutation):
     name, call, rows = MUTATIONS[mutation]
     hx = (H0, C0) if name == "LSTM" else H0
     twins = getattr(torch.nn, name)(I, H), getattr(jaxrnn, name)(I, H, rngs=rngs())
@@ -135,7 +135,7 @@ def test_a_mutation_is_named(mutation):
         assert_parity(*twins, X, hx=hx, jax_call=call)
 
 
-def test_a_reverse_direction_that_runs_forwards_is_named():
+def test_a_reverse_direction_that_runs_forwards_is_detected():
     def forwards(cell, weights, x, carry, mask=None, *, precision=None, reverse=False):
         return strategies.Scan()(cell, weights, x, carry, mask, precision=precision)
 
@@ -148,13 +148,13 @@ def test_a_reverse_direction_that_runs_forwards_is_named():
     assert "weight_ih_l0" not in failed
 
 
-def test_leaking_padding_is_named():
+def test_leaking_padding_is_detected():
     twins = torch.nn.LSTM(I, H), jaxrnn.LSTM(I, H, rngs=rngs())
     report = compare(*twins, X, lengths=[2, 0, 4], jax_call=lambda m, x, lengths: m(x))
     assert {"output", "h_n", "c_n", "input"} <= {row.name for row in report.failures}
 
 
-def test_a_wrong_loss_is_named():
+def test_a_wrong_loss_is_detected():
     twins = torch.nn.Linear(I, 2), nnx.Linear(I, 2, rngs=rngs())
     losses = {
         "torch_call": lambda m, x, labels: F.cross_entropy(m(x), labels),
@@ -177,7 +177,7 @@ def test_nan_on_both_sides_never_passes():
 # The measure
 
 
-def test_tolerance_is_the_table():
+def test_tolerance_matches_its_table():
     assert tolerance("float64", 1000, "output") == tolerance("float64", 1, "state") == 1e-14
     assert tolerance("float64", 7, "gradient") == 5e-14
     assert tolerance("float32", 100, "gradient") == 3e-6
@@ -208,7 +208,7 @@ def test_gradients_are_judged_by_the_largest_element():
     assert not row("output", got + 1.1e-14, ref).ok
 
 
-def test_zeros_infinities_and_nothing():
+def test_zeros_infinities_and_empty_arrays():
     assert row("gradient", np.zeros(3), np.zeros(3)).ok
     assert row("gradient", [0, 1e-20], [0, 0]).norm_relative == np.inf
     assert not row("gradient", [0, 1e-20], [0, 0]).ok
@@ -224,7 +224,7 @@ def test_zeros_infinities_and_nothing():
     assert row("output", np.zeros((0, 3)), np.zeros((0, 3))).ok
 
 
-def test_every_output_has_cotangents_of_its_own():
+def test_every_output_has_independent_cotangents():
     drawn = cotangents({"a": (40, 50), "b": (40, 50)}, "float64", 0)
     assert np.abs(np.corrcoef(drawn["a"].ravel(), drawn["b"].ravel())[0, 1]) < 0.1
     assert len(np.unique(drawn["a"])) == 2000
@@ -232,7 +232,7 @@ def test_every_output_has_cotangents_of_its_own():
     assert cotangents({"": ()}, "float64", 0)[""] == 1
 
 
-def test_the_report_reads_well():
+def test_the_text_of_a_report():
     report = compare(torch.nn.RNN(I, H), jaxrnn.RNN(I, H, rngs=rngs()), X)
     lines = str(report).splitlines()
     assert lines[0] == "RNN, float64, T = 4: JAX against PyTorch"

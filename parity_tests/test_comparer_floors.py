@@ -105,7 +105,7 @@ def test_the_key_bias_of_attention_cancels(dtype):
     assert report["key.bias"].note == "cancels"
 
 
-def test_training_through_a_gradient_that_cancels():
+def test_training_with_a_gradient_that_cancels():
     theirs = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     bn = nnx.BatchNorm(4, momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(1))
     ours = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), bn)

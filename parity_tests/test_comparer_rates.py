@@ -1,4 +1,4 @@
-"""The command that measures how often the comparer errs, on a small share of its pairs."""
+"""The command that measures the comparer's error rates, on a small share of its pairs."""
 
 import mutations
 import pairs
@@ -26,7 +26,7 @@ def test_misses_are_counted(monkeypatch):
     assert found.marked == 0
 
 
-def test_every_edit_is_wrong_in_one_place():
+def test_every_edit_changes_one_place():
     for pair in pairs.PAIRS.values():
         names = list(mutations.parameters(pair.ours(pairs.SIZES[0])))
         assert set(pair.cancels) <= set(names)

@@ -1,4 +1,4 @@
-"""A disagreement that a setting explains names it; modules that resist a copy are compared."""
+"""Settings that explain a disagreement are named; modules that resist copying are compared."""
 
 import copy
 import threading
@@ -90,12 +90,12 @@ def test_agreement_and_another_fault_name_no_setting():
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
-def test_a_module_that_deepcopy_refuses_is_copied():
+def test_a_module_that_deepcopy_rejects_is_copied():
     normed = torch.nn.utils.weight_norm(torch.nn.Linear(4, 3))
     normed.lock = threading.Lock()
     model = torch.nn.Sequential(normed, torch.nn.Linear(3, 2))
     x = torch.tensor(X, dtype=torch.float32)
-    before = model(x)  # the weight has a history now
+    before = model(x)  # the weight now has a grad_fn
     with pytest.raises((RuntimeError, TypeError)):
         copy.deepcopy(model)
     twin = copied(model)

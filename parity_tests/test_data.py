@@ -1,4 +1,4 @@
-"""`jaxrnn.data`: what batches hold and in which order, for any lengths."""
+"""`jaxrnn.data`: contents and order of batches, for any lengths."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def bucketed(draw):
 
 
 def sequences(lengths):
-    """Sequence n holds the values n + 1, so that each value tells whose it is."""
+    """Sequence n holds the values n + 1, so that each value identifies its sequence."""
     return [np.full((length, 2), n + 1.0, np.float32) for n, length in enumerate(lengths)]
 
 
@@ -40,7 +40,7 @@ def test_padding_keeps_every_step_and_fills_the_rest(lengths, spare):
 
 
 @given(bucketed(), st.integers(1, 9), SEEDS)
-def test_each_item_is_in_one_batch_of_the_least_bucket(case, size, seed):
+def test_each_item_is_in_one_batch_of_the_smallest_bucket(case, size, seed):
     lengths, buckets = case
     plan = data.plan(lengths, size, seed=seed, buckets=buckets)
     items = np.concatenate([items for items, _ in plan])
@@ -55,7 +55,7 @@ def test_each_item_is_in_one_batch_of_the_least_bucket(case, size, seed):
 
 
 @given(LENGTHS, st.integers(1, 9), SEEDS)
-def test_batches_hold_the_items_that_the_plan_names(lengths, size, seed):
+def test_batches_hold_the_items_of_the_plan(lengths, size, seed):
     labels = np.arange(len(lengths))
     plan = data.plan(np.array(lengths), size, seed=seed)
     batches = data.batches(sequences(lengths), labels, size, seed=seed)
@@ -68,7 +68,7 @@ def test_batches_hold_the_items_that_the_plan_names(lengths, size, seed):
             assert (row[length:] == 0).all()
 
 
-def test_a_seed_repeats_and_another_does_not():
+def test_equal_seeds_give_equal_orders_and_others_do_not():
     def order(seed):
         plan = data.plan(np.full(50, 3), 8, seed=seed)
         return np.concatenate([items for items, _ in plan]).tolist()
@@ -85,7 +85,7 @@ def test_shuffling_mixes_buckets():
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 9))
-def test_bucket_edges_hold_all_items_in_even_shares(lengths, count):
+def test_bucket_edges_hold_all_items_in_equal_shares(lengths, count):
     edges = data.bucket_edges(lengths, count)
     assert edges == sorted(set(edges))
     assert len(edges) <= count
@@ -101,7 +101,7 @@ def test_bucket_edges_hold_all_items_in_even_shares(lengths, count):
     st.floats(0, 0.99),
     st.integers(0, 99),
 )
-def test_a_split_takes_its_share_of_each_class(labels, fraction, seed):
+def test_a_split_takes_the_fraction_of_each_class(labels, fraction, seed):
     labels = np.array(labels)
     train, validation = data.split(labels, fraction, seed=seed)
     assert sorted([*train, *validation]) == list(range(len(labels)))
@@ -110,7 +110,7 @@ def test_a_split_takes_its_share_of_each_class(labels, fraction, seed):
         assert (labels[validation] == label).sum() == round(fraction * count)
 
 
-def test_a_split_is_drawn_by_its_seed():
+def test_a_split_depends_on_its_seed():
     labels = np.repeat(np.arange(9), 30)
     chosen = [data.split(labels, 0.2, seed=seed)[1].tolist() for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
@@ -137,7 +137,7 @@ def test_a_split_is_drawn_by_its_seed():
         (lambda: data.batches([[1]], [0, 1], 1), r"a label for each of 1 sequences, got \(2,\)"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(call, message):
+def test_invalid_arguments_raise_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -146,7 +146,7 @@ def test_no_items_make_no_batches():
     assert data.plan([], 4) == data.batches([], [], 4) == []
 
 
-def test_inputs_are_padded_with_the_value_that_is_given():
+def test_inputs_are_padded_with_the_given_value():
     (batch,) = data.batches([[1.0], [2.0, 3.0]], [0, 1], 2, value=-7)
     assert batch.inputs.tolist() == [[1, -7], [2, 3]]
 
@@ -166,7 +166,7 @@ def test_integers_and_booleans_become_int32(dtype):
     assert batch.labels.tolist() == [[0, 1], [1, 0]]
 
 
-def test_labels_at_each_step_are_padded_as_the_inputs_are():
+def test_labels_at_each_step_are_padded_like_the_inputs():
     items = [[1, 2], [3], [4, 5, 6]]
     batches = data.batches(items, [[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]], 2, buckets=[2, 4])
     assert [batch.labels.tolist() for batch in batches] == [[[1, 2], [3, 0]], [[4, 5, 6, 0]]]
@@ -176,7 +176,7 @@ def test_labels_at_each_step_are_padded_as_the_inputs_are():
     assert batch.labels.tolist() == [[1, 2, 9], [3, 9, 9], [4, 5, 6]]
 
 
-def test_label_sequences_of_their_own_have_one_length_in_all_batches():
+def test_label_sequences_have_one_length_in_all_batches():
     batches = data.batches([[1, 2], [3], [4]], [[1], [2, 2, 3], []], 2)
     assert [batch.labels.tolist() for batch in batches] == [
         [[1, -1, -1], [2, 2, 3]],
@@ -195,6 +195,6 @@ def test_label_sequences_of_their_own_have_one_length_in_all_batches():
         (["a", "b"], "needs numeric labels"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(labels, message):
+def test_invalid_labels_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         data.batches([[1], [2]], labels, 2)

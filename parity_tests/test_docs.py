@@ -1,4 +1,4 @@
-"""Every example in the documentation is executed: README, pages and docstrings."""
+"""All examples in the documentation are executed: README, pages and docstrings."""
 
 import doctest
 import importlib
@@ -25,7 +25,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 def check(test):
     runner = doctest.DocTestRunner(optionflags=FLAGS)
-    # A reader's session has JAX's defaults, not the strict ones of this suite.
+    # Use JAX's default settings, as in a reader's session, not the strict ones of this suite.
     with (
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),
@@ -62,12 +62,12 @@ def test_every_public_name_is_documented(value):
     text = inspect.getdoc(value)
     assert text
     if value.__name__ in ("InputError", "Report", "Row", "Scores", "Strategy"):
-        return  # types that no one calls by hand
+        return  # types that users do not construct
     assert ">>>" in text or ">>>" in (inspect.getdoc(inspect.getmodule(value)) or "")
 
 
 def blocks(path):
-    """The Python code of a page, in order; a percent script is code as it is."""
+    """Python code blocks of a page, in order; a percent script is returned whole."""
     text = (ROOT / path).read_text()
     return (
         [text] if path.endswith(".py") else re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
@@ -75,7 +75,7 @@ def blocks(path):
 
 
 def run_as_session(code):
-    """All blocks as one program; what they print stands in comments after `# ->`."""
+    """Runs all blocks as one program, and compares its output with the comments after `# ->`."""
     script = "\n".join(code)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
@@ -103,13 +103,13 @@ def pages():
 
 
 @pytest.mark.parametrize("path", list(pages()))
-def test_the_code_of_a_page_runs_and_prints_what_it_says(path):
+def test_the_code_of_a_page_runs_and_prints_the_documented_output(path):
     run_as_session(blocks(path))
 
 
 @pytest.mark.parametrize("path", ["README.md", "docs/index.md"])
 def test_the_first_example_needs_no_pytorch(path):
-    """A plain installation runs it."""
+    """It runs in an installation without extras."""
     run_as_session(["import sys\nsys.modules['torch'] = None", blocks(path)[0]])
 
 
@@ -152,7 +152,7 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("name", ["capabilities", "times"])
-def test_a_table_is_what_its_command_prints(name, monkeypatch):
+def test_a_table_matches_the_output_of_its_command(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tools")
     import tables
 
@@ -176,7 +176,7 @@ def test_a_table_is_put_between_its_markers(monkeypatch, tmp_path):
 
 
 def table_rows(name):
-    """The cells of a table in docs/parity.md, its heading and the line under it left out."""
+    """Cells of a table in docs/parity.md, without its heading and the line below it."""
     text = (DOCS / "parity.md").read_text()
     text = text.split(f"<!-- {name} table -->")[1].split(f"<!-- end of {name} table -->")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line]
@@ -189,8 +189,8 @@ def assert_within(rows, promised):
             assert figure == "–" or 0 <= float(figure) <= float(bound)
 
 
-def test_the_parity_table_is_the_commands():
-    """Its form is the command's, and no figure in it is beyond what is promised."""
+def test_the_parity_table_matches_its_command():
+    """It has the command's form, and no figure exceeds its tolerance."""
     import table
 
     rows = table_rows("parity")
@@ -201,7 +201,7 @@ def test_the_parity_table_is_the_commands():
     assert table.errors("GRU", "float64")["gradient"] <= float(promised[1])
 
 
-def test_the_notebooks_table_is_the_commands():
+def test_the_notebook_table_matches_its_command():
     import notebook
     import table
 
@@ -212,13 +212,13 @@ def test_the_notebooks_table_is_the_commands():
     assert_within(rows.values(), promised)
     measured = table.notebook_errors("`EfficientLSTM`, variable lengths")
     assert_within([map(str, measured)], promised)
-    # Another machine rounds otherwise, so no figure is compared: they have the same size.
+    # Rounding differs between machines, so only the sizes are compared, not the figures.
     written = map(float, rows["`EfficientLSTM`, variable lengths"])
     for figure, now in zip(written, measured, strict=True):
         assert now <= 30 * max(figure, 1e-16)
 
 
-def test_the_notebooks_classes_and_tasks_have_their_rows():
+def test_the_notebook_table_covers_all_classes_and_tasks():
     import notebook
 
     with_and_without = {(name, lengths) for name, _, _, lengths in notebook.ROWS.values()}

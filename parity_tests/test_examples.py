@@ -1,4 +1,4 @@
-"""`examples/variable_lengths.py` and `port_from_torch.py` run as a user runs them."""
+"""`examples/variable_lengths.py` and `port_from_torch.py` run as scripts."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def finished(name, *arguments):
 
 
 def numbers(output, beginning):
-    """The numbers of the lines that begin so, in one list."""
+    """Numbers of all lines with this prefix, in one list."""
     lines = [line.strip() for line in output.splitlines() if line.strip().startswith(beginning)]
     assert lines, f"no line begins with {beginning!r}"
     text = " ".join(line.removeprefix(beginning) for line in lines)
@@ -107,7 +107,7 @@ def test_port_from_torch(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_and_wrong_options_take_one_sentence(name, tmp_path):
+def test_help_and_wrong_options_print_one_sentence(name, tmp_path):
     shown = finished(name, "--help")
     assert "--batch-size" in shown
     assert "--out" in shown
@@ -140,8 +140,8 @@ def test_help_and_wrong_options_take_one_sentence(name, tmp_path):
         ),
     ],
 )
-def test_a_missing_package_takes_one_sentence(name, missing, sentence, tmp_path):
-    # tyro itself looks into torch, so that one is absent to those who ask whether it is installed.
+def test_a_missing_package_raises_one_sentence(name, missing, sentence, tmp_path):
+    # tyro itself uses torch if it is installed, so `find_spec` hides it instead.
     absent = f"sys.modules[{missing!r}] = None"
     if missing == "torch":
         absent = "importlib.util.find_spec = lambda name: None if name == 'torch' else name"

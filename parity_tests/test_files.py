@@ -1,4 +1,4 @@
-"""Files of weights: read by PyTorch and written by it, damaged, hostile, interrupted."""
+"""Weight files: exchanged with PyTorch, damaged, hostile and interrupted."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ from jaxrnn.interchange import load_safetensors, save_safetensors, state_dict
 
 
 def mixed(seed=0):
-    """Several dtypes, a scalar, an empty array, values that are not finite."""
+    """Several dtypes, a scalar, an empty array and non-finite values."""
     rng = np.random.default_rng(seed)
     values = {
         "double": rng.standard_normal((2, 3)),
@@ -49,7 +49,7 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def test_there_and_back(path):
+def test_round_trip(path):
     ours, twin = mixed(0), mixed(1)
     save_safetensors(ours, path)
     load_safetensors(twin, str(path))
@@ -117,7 +117,7 @@ def test_every_dtype(path, dtype):
 
 
 def test_flipped_bits(path):
-    """Each is seen, those of the digest's own name included."""
+    """Every flipped bit is detected, including those of the digest's own key."""
     ours, twin = mixed(0), mixed(1)
     before = contents(twin)
     save_safetensors(ours, path)
@@ -147,7 +147,7 @@ def test_flipped_bits(path):
         (b'"one"', b'"two"'),
     ],
 )
-def test_the_digest_covers_what_the_header_says(path, old, new):
+def test_the_digest_covers_the_header(path, old, new):
     arrays = {"one": np.arange(6, dtype=np.float32).reshape(2, 3), "col": np.zeros((6, 1))}
     files.write(path, arrays)
     whole = path.read_bytes()
@@ -158,7 +158,7 @@ def test_the_digest_covers_what_the_header_says(path, old, new):
 
 
 def test_a_renaming_is_made_durable(path, monkeypatch):
-    """The file is synced before it is renamed, and the directory after that."""
+    """The file is synced before it is renamed, and then the directory is synced."""
     events = []
     fsync, replace = os.fsync, os.replace
 
@@ -283,8 +283,8 @@ def test_hostile_files(path, data):
     assert error.value.__suppress_context__
 
 
-def test_what_safetensors_takes_we_take(path):
-    """Headers with bytes changed at random: we take no file that the format's authors refuse."""
+def test_only_files_that_safetensors_accepts_are_read(path):
+    """Headers with random changes: no file is read that the safetensors library rejects."""
     rng = np.random.default_rng(0)
     whole = safetensors.numpy.save({"a": np.arange(3.0), "b": np.arange(2, dtype=np.int8)})
     size, taken = 8 + int.from_bytes(whole[:8], "little"), 0
@@ -331,7 +331,7 @@ def test_boolean_bytes(path):
 
 
 def test_a_file_that_does_not_fit_is_not_read(path):
-    """A terabyte of zeros, which take no place on the disk: the header is compared first."""
+    """A sparse file with a terabyte of zeros: the header is compared before the data are read."""
     text = json.dumps({"weight": {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}})
     path.write_bytes(header(text))
     os.truncate(path, 8 + len(text) + 2**40)
@@ -339,7 +339,7 @@ def test_a_file_that_does_not_fit_is_not_read(path):
         load_safetensors(nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0)), path)
 
 
-def test_what_is_no_regular_file(path, tmp_path):
+def test_files_that_are_not_regular(path, tmp_path):
     os.mkfifo(path)
     for place in (path, tmp_path, "/dev/zero", "/dev/full"):
         with pytest.raises(ValueError, match="it is not a regular file"):
@@ -373,7 +373,7 @@ def test_a_failure_leaves_the_old_file(path, monkeypatch, step, failure):
 
 
 def test_a_full_disk(path):
-    """A limit on the size of files, which the system enforces, in a process of its own."""
+    """A file size limit, enforced by the system, in a separate process."""
     code = """
 import resource, signal, sys
 from flax import nnx
@@ -392,7 +392,7 @@ except OSError as error:
 
 
 def test_a_killed_writer(path):
-    """Killed at a random moment of writing again and again: the file is always a whole one."""
+    """A writer killed repeatedly at random moments always leaves a complete file."""
     code = """
 import sys
 from flax import nnx
@@ -432,7 +432,7 @@ def test_permissions_and_links(path, tmp_path):
     assert contents(twin) == contents(mixed(1))
 
 
-def test_what_a_file_cannot_hold(path):
+def test_arrays_that_a_file_cannot_hold(path):
     with pytest.raises(ValueError, match="`w` has dtype complex128: a safetensors file cannot"):
         save_safetensors(nnx.Dict(w=nnx.Param(jnp.ones(2, complex))), path)
     with pytest.raises(ValueError, match="`__metadata__` has a reserved name"):

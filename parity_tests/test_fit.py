@@ -1,4 +1,4 @@
-"""`fit`: what it returns and writes, what it refuses, and that it never leaves a part of anything.
+"""`fit`: its results and files, its errors, and that interrupted writes leave nothing partial.
 
 Kills are in `test_kills.py`.
 """
@@ -25,7 +25,7 @@ CLASSES = 3
 
 
 class Tiny(nnx.Module):
-    """Every kind of state there is: parameters, dropout, statistics, an empty array, bfloat16."""
+    """All kinds of state: parameters, dropout, statistics, an empty array, bfloat16."""
 
     def __init__(self, seed=0, hidden=4, dtype=jnp.float32):
         rngs = nnx.Rngs(seed)
@@ -65,7 +65,7 @@ def start(tx=TX, **options):
 
 
 def arrays(*nodes):
-    """Everything in modules and optimizers, to be compared bit by bit."""
+    """All arrays of modules and optimizers, as bytes."""
     leaves = jax.tree.leaves([nnx.state(node) for node in nodes])
     keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
     return [
@@ -75,7 +75,7 @@ def arrays(*nodes):
 
 
 def timeless(history):
-    """The records without the seconds, which differ from run to run."""
+    """Records without the seconds, which differ from run to run."""
     return [{k: v for k, v in record.items() if k != "seconds"} for record in history.records]
 
 
@@ -85,7 +85,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory, held_back):
-    """The folder of a run of two epochs, to be copied."""
+    """Folder of a run of two epochs, to be copied."""
     folder = tmp_path_factory.mktemp("half")
     training.fit(*start(), epoch, epochs=2, validation=held_back, folder=folder)
     return folder
@@ -111,7 +111,7 @@ def test_resumed_to_the_same_bits(tmp_path, held_back, first, dtype, save):
     settings = {"validation": held_back, **save}
     expected = training.fit(*whole, epoch, epochs=4, folder=tmp_path / "a", **settings)
     training.fit(*resumed, epoch, epochs=first, folder=tmp_path / "b", **settings)
-    # Other parameters and another state of dropout, all of which must be replaced.
+    # Different parameters and dropout state, all of which must be replaced.
     resumed = start(dtype=dtype, seed=5)
     history = training.fit(
         *resumed, epoch, epochs=4, folder=tmp_path / "b", resume=True, **settings
@@ -127,7 +127,7 @@ def test_resumed_to_the_same_bits(tmp_path, held_back, first, dtype, save):
 
 
 def test_stopped_within_an_epoch(tmp_path, held_back):
-    """An exception in the caller's progress bar, as a Ctrl-C: before, at and after a checkpoint."""
+    """An exception in the caller's progress bar, before, at and after a checkpoint."""
     whole, folder = start(), tmp_path / "run"
     expected = training.fit(*whole, epoch, epochs=2, validation=held_back)
     for stop in (1, 2, 3, 6, 9):
@@ -163,7 +163,7 @@ def test_checkpoints_every_few_epochs_and_at_the_end(tmp_path, monkeypatch):
     assert written == [0, 10, 20, 25]
 
 
-def test_a_run_ends_when_the_caller_has_seen_enough(tmp_path):
+def test_until_ends_a_run(tmp_path):
     for resume in (False, True):
         history = training.fit(
             *start(),
@@ -199,12 +199,12 @@ def test_a_finished_run_is_left_alone(run, held_back):
     assert len(history["loss"]) == 2 * len(epoch(0))
 
 
-def test_few_shapes_compile_and_the_number_is_known(tmp_path):
-    def loss(logits, batch):  # a new one, so that nothing is compiled yet
+def test_each_shape_compiles_once_and_compilations_are_counted(tmp_path):
+    def loss(logits, batch):  # a new function, so that nothing is compiled yet
         return training.cross_entropy(logits, batch)
 
     shapes = {batch.inputs.shape for n in range(3) for batch in epoch(n)}
-    assert 1 < len(shapes) <= 4  # full batches and what is left over, for each of two buckets
+    assert 1 < len(shapes) <= 4  # full batches and the remainder, for each of two buckets
     history = training.fit(*start(), epoch, epochs=3, loss=loss, folder=tmp_path)
     assert history.compilations == len(shapes)
     assert training.fit(*start(), epoch, epochs=3, loss=loss).compilations == 0
@@ -212,7 +212,7 @@ def test_few_shapes_compile_and_the_number_is_known(tmp_path):
         training.fit(*start(), epoch, epochs=3, most_compilations=1)
 
 
-def test_the_loss_is_the_callers():
+def test_a_custom_loss():
     model, optimizer = start()
     history = training.fit(
         model, optimizer, epoch, epochs=1, loss=lambda logits, batch: 7 + 0 * logits.sum()
@@ -221,12 +221,12 @@ def test_the_loss_is_the_callers():
 
 
 def wrong(logits, batch):
-    """A metric of the caller's own."""
+    """A custom metric."""
     return 1 - training.accuracy(logits, batch)
 
 
 @pytest.mark.parametrize("watch", ["loss", "accuracy", "wrong"])
-def test_early_stopping_brings_the_best_weights_back(tmp_path, held_back, watch):
+def test_early_stopping_restores_the_best_weights(tmp_path, held_back, watch):
     tx = optax.sgd(3.0)
     model, optimizer = start(tx)
     metrics = {"accuracy": training.accuracy, "wrong": wrong}
@@ -246,7 +246,7 @@ def test_early_stopping_brings_the_best_weights_back(tmp_path, held_back, watch)
 
 
 def refused(run, match, error=ValueError, data=epoch, **options):
-    """`fit` refuses to resume, in one sentence, and changes neither the model nor the folder."""
+    """Checks that `fit` raises one sentence and changes neither the model nor the folder."""
     tx, settings = options.pop("tx", TX), options.pop("settings", {})
     model, optimizer = start(tx, **options)
     model.train()
@@ -282,7 +282,7 @@ def test_a_flipped_bit_is_found_in_every_file(run):
     training.fit(*start(), epoch, epochs=2, folder=run, resume=True)
 
 
-def test_what_is_no_checkpoint(run):
+def test_folders_that_are_not_checkpoints(run):
     path = newest(run)
     (path / "state" / "stray").touch()
     refused(run, "`state/stray` does not belong to it")
@@ -293,7 +293,7 @@ def test_what_is_no_checkpoint(run):
     path.touch()
     refused(run, "it is not a folder")
     path.unlink()
-    # As the sentence advises: the one before serves.
+    # Remove it, as the message advises, to resume from the one before.
     training.fit(*start(), epoch, epochs=2, folder=run, resume=True)
 
 
@@ -312,7 +312,7 @@ def test_other_data(run):
     refused(run, "was trained on other data", data=lambda number: epoch(number)[:1])
 
 
-def test_another_measure(run):
+def test_another_watched_score(run):
     settings = {"watch": "validation_accuracy", "metrics": {"accuracy": training.accuracy}}
     text = refused(
         run, r'is of `fit\(watch="validation_loss", better="lower"\)`', settings=settings
@@ -352,9 +352,9 @@ def test_a_file_in_place_of_the_folder(tmp_path):
     assert path.read_text() == "mine"
 
 
-# Root may write anywhere, so the child becomes someone else, who may not be able to read the
-# checkout: it first runs on a copy, to import all that is imported late. The limit on the size of
-# files fails a write in the middle of a file, as a full disk does.
+# Root may write anywhere, so the child runs as another user, who may not be able to read the
+# checkout. It therefore first runs on a copy, to import all modules that are imported late. The
+# file size limit fails a write in the middle of a file, as a full disk does.
 CHILD = """
 import os, resource, shutil, sys, tempfile
 sys.path.insert(0, sys.argv[1])
@@ -386,7 +386,7 @@ def child(folder, *arguments):
         env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "ERROR" not in done.stderr  # Orbax's threads log theirs
+    assert "ERROR" not in done.stderr  # logged by Orbax's threads
     return done.stdout
 
 
@@ -409,7 +409,7 @@ def test_a_full_disk(run, limit):
     assert "could not be written" in text or "were not written" in text
     assert "What was there before is untouched." in text
     assert text.count("\n") == 1
-    assert len(text) < 300  # and not TensorStore's own, which is five times as long
+    assert len(text) < 300  # TensorStore's own message is five times as long
     assert set(contents(run)) == set(before)
     survives(run, before)
 
@@ -425,7 +425,7 @@ def test_no_space_for_the_checkpoint(run, monkeypatch):
     survives(run, before)
 
 
-def test_a_folder_to_be_read_only(run):
+def test_a_read_only_folder(run):
     before = contents(run)
     paths = [run, *run.rglob("*")]
     for path in paths:
@@ -443,8 +443,8 @@ def test_a_folder_to_be_read_only(run):
 
 @pytest.mark.parametrize("call", ["mkdir", "fsync", "rename", "write"])
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_system_that_refuses(run, monkeypatch, call, number):
-    """No space at any of the first calls that change the folder."""
+def test_failing_system_calls(run, monkeypatch, call, number):
+    """A disk without space at each of the first calls that change the folder."""
     before, left, original = contents(run), [number], getattr(os, call)
 
     def refuse(*args, **kwargs):
@@ -453,7 +453,7 @@ def test_a_system_that_refuses(run, monkeypatch, call, number):
             raise OSError(28, "No space left on device")
         return original(*args, **kwargs)
 
-    # A folder that is there need not be made, and an old checkpoint that cannot go stays.
+    # An existing folder is not made again, and an old checkpoint that cannot be removed stays.
     harmless = (call, number) in [("mkdir", 1), ("rename", 3)]
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
@@ -468,7 +468,7 @@ def test_a_system_that_refuses(run, monkeypatch, call, number):
     survives(run, {p: b for p, b in before.items() if p.exists()})
 
 
-def test_a_loss_that_is_not_finite(tmp_path):
+def test_a_non_finite_loss(tmp_path):
     def poisoned(number):
         batches = epoch(number)
         if number == 1:
@@ -481,21 +481,21 @@ def test_a_loss_that_is_not_finite(tmp_path):
     ):
         training.fit(*start(), poisoned, epochs=3, folder=tmp_path, save_every=1)
     resumed, whole = start(), start()
-    # What there is, is good: with the right data the run goes on.
+    # The checkpoint is good: with valid data the run continues.
     expected = training.fit(*whole, epoch, epochs=3)
     history = training.fit(*resumed, epoch, epochs=3, folder=tmp_path, resume=True)
     assert timeless(history) == timeless(expected)
     assert arrays(*resumed) == arrays(*whole)
 
 
-def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+def test_non_finite_parameters_are_not_saved(tmp_path):
     tx = optax.scale_by_schedule(lambda step: jnp.where(step == 5, jnp.inf, 0.1))
     with pytest.raises(FloatingPointError, match=r"was not finite after step 6"):
         training.fit(*start(tx), epoch, epochs=3, folder=tmp_path, save_every=2)
     assert checkpoints.steps(tmp_path / "checkpoints")[-1] == 5
 
 
-def test_old_checkpoints_go(tmp_path):
+def test_old_checkpoints_are_removed(tmp_path):
     for name in (".partial-ab", ".partial-cd/state"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     training.fit(*start(), epoch, epochs=4, folder=tmp_path, keep=2)
@@ -533,14 +533,14 @@ def test_a_resumed_run_stays_on_its_mesh(run, held_back):
     nodes = start(seed=5)
     for node in nodes:
         nnx.update(node, jax.device_put(nnx.state(node), placed))
-    # A finished run, so that no compiled step places anything anew.
+    # The run is finished, so that no compiled step changes the placement.
     training.fit(*nodes, epoch, epochs=2, validation=held_back, folder=run, resume=True)
     leaves = jax.tree.leaves([nnx.state(node) for node in nodes])
     assert {leaf.sharding for leaf in leaves} == {placed}
 
 
 class Keyed(nnx.Module):
-    """With keys of an implementation that is not the default one."""
+    """A model with random keys of a non-default implementation."""
 
     def __init__(self, seed):
         self.fc = nnx.Linear(2, CLASSES, rngs=nnx.Rngs(seed))
@@ -564,7 +564,7 @@ def test_keys_keep_their_implementation(tmp_path):
     assert jax.random.key_impl(key) == jax.random.key_impl(jax.random.key(0, impl="rbg"))
 
 
-def test_the_best_weights_do_not_bring_old_noise_back(held_back):
+def test_restoring_the_best_weights_keeps_the_dropout_counters(held_back):
     model, optimizer = start(optax.sgd(3.0))
     history = training.fit(model, optimizer, epoch, epochs=40, validation=held_back, patience=2)
     assert history.best < len(history["validation_loss"]) - 1
@@ -573,7 +573,7 @@ def test_the_best_weights_do_not_bring_old_noise_back(held_back):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="directories are not synced there")
-def test_a_new_name_is_on_the_disk_before_the_old_ones_go(tmp_path, monkeypatch):
+def test_a_new_checkpoint_is_durable_before_old_ones_are_removed(tmp_path, monkeypatch):
     for step in (1, 2):
         checkpoints.save(tmp_path, step, {"a": np.ones(2)}, {}, keep=3)
     events, original = [], {name: getattr(os, name) for name in ("rename", "fsync")}
@@ -598,8 +598,8 @@ def test_a_new_name_is_on_the_disk_before_the_old_ones_go(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("number", [1, 3, 6])
-def test_a_checkpoint_has_its_name_as_long_as_it_is_whole(run, monkeypatch, number):
-    """Stopped before the n-th file of an old one is removed."""
+def test_a_checkpoint_loses_its_name_before_its_files(run, monkeypatch, number):
+    """The removal of an old checkpoint is stopped before its n-th file."""
     left, unlink = [number], os.unlink
 
     def stop(*args, **kwargs):
@@ -618,7 +618,7 @@ def test_a_checkpoint_has_its_name_as_long_as_it_is_whole(run, monkeypatch, numb
         checkpoints.load(folder, step, lambda *_: None)
 
 
-def test_a_batch_is_told_from_one_of_another_shape_dtype_or_name():
+def test_the_digest_depends_on_shape_dtype_and_name():
     array = np.arange(6, dtype=np.int32)
     batches = [array, array.reshape(2, 3), array.reshape(3, 2), array.view(np.uint32)]
     batches += [{"a": array}, {"b": array}, (array[:3], array[3:])]

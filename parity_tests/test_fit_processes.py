@@ -1,4 +1,4 @@
-"""Runs of `fit` that share a folder, that several processes start, that signals end."""
+"""Runs of `fit` that share a folder, run in several processes, or are ended by signals."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def fit(folder, *, seed=0, epochs=4, **settings):
 
 
 def run(job, *arguments):
-    """A job of this file in a process of its own."""
+    """Runs a job of this file in a separate process."""
     code = f"import sys; sys.path.insert(0, sys.argv[1]); import test_fit_processes as t; t.{job}"
     return subprocess.Popen(
         [sys.executable, "-c", code, str(Path(__file__).parent), *map(str, arguments)],
@@ -54,7 +54,7 @@ def run(job, *arguments):
 
 
 def wait_in(folder, moment):
-    """Trains, and at a moment says so and waits for a word: after a step, or within a save."""
+    """Trains, and at a given moment prints a line and waits: after a step, or within a save."""
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has none
 
@@ -75,7 +75,7 @@ def wait_in(folder, moment):
     fit(folder, save_every=2, log=lambda record: record["step"] == stop and pause())
 
 
-def test_a_second_run_in_a_folder_is_refused_and_the_first_one_unharmed(tmp_path):
+def test_a_second_run_in_a_folder_is_refused_and_the_first_unaffected(tmp_path):
     refused = r"Another run of `fit` is training in .* Nothing was changed\."
     with run("wait_in(sys.argv[2], 'step')", tmp_path) as first:
         assert first.stdout.readline() == "now\n"
@@ -118,7 +118,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_one_sentence(number, moment, 
     assert fit(tmp_path, seed=5) == fit(None)
 
 
-def test_handlers_of_the_callers_own_stay(tmp_path):
+def test_the_callers_own_handlers_are_kept(tmp_path):
     def mine(*_):
         raise AssertionError
 
@@ -133,7 +133,7 @@ def test_handlers_of_the_callers_own_stay(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_several_processes_get_a_sentence_before_the_first_step(tmp_path, monkeypatch):
+def test_several_processes_are_refused_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(ValueError, match=r"runs in one process, and 2 are started\. Pass `folder="):
         fit(tmp_path)

@@ -1,4 +1,4 @@
-"""Flax's layers against their twins in PyTorch: weights either way, and every gradient."""
+"""Flax's layers and their PyTorch counterparts: weights in both directions, and every gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def conv_transpose(options, **ours):
 
 
 def exact_attention(query, key, value, **options):
-    """In the inputs' dtype, where Flax's own function sums in float32."""
+    """Attention in the inputs' dtype; Flax's own function sums in float32."""
     logits = jnp.einsum("...qhd,...khd->...hqk", query, key) / query.shape[-1] ** 0.5
     return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(logits), value)
 
@@ -119,11 +119,11 @@ TWINS = {
 
 @pytest.mark.parametrize("name", TWINS)
 def test_twins_agree(name):
-    """Outputs and all gradients from the same weights; and those weights there and back."""
+    """Outputs and all gradients from the same weights, and a round trip of the weights."""
     make, shapes, options = TWINS[name]
     theirs, ours = make(nnx.Rngs(0))
     inputs = [RNG.normal(size=shape) for shape in shapes]
-    # Flax's layers rely on promotion, as their users do.
+    # Flax's layers rely on promotion.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         assert_parity(theirs, ours, *inputs, noise=0.5, **options)
     given = {k: torch.randn(v.shape) for k, v in theirs.state_dict().items()}
@@ -136,7 +136,7 @@ def test_twins_agree(name):
 
 @pytest.mark.parametrize("layer", [LINEAR, CONV], ids=["Linear", "Conv"])
 def test_weight_norm_of_the_older_style(layer):
-    """The same names, and outputs from weights that went there and back."""
+    """The names agree, and so do outputs after a round trip of the weights."""
     theirs, ours = old(layer[0]()), nnx.WeightNorm(layer[1](nnx.Rngs(0)), rngs=nnx.Rngs(1))
     given = {k: torch.randn(v.shape) for k, v in theirs.state_dict().items()}
     assert load_state_dict(ours, given) == ([], [])

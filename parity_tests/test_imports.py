@@ -1,4 +1,4 @@
-"""Imports point one way, and PyTorch is never needed to use the library."""
+"""Imports follow the layers of the package, and the library works without PyTorch."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.core
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxrnn"
 
-# What each part may import of the package. A part that is missing here fails the test.
+# Parts of the package that each part may import. A part that is missing here fails the test.
 MAY_IMPORT = {
     "cells": set(),
     "checks": {"cells"},
@@ -43,7 +43,7 @@ def part_of(path):
 
 
 def imports(path):
-    """Every imported module, and whether it is imported when the file is."""
+    """All imported modules, each with True if importing the file imports it."""
     tree = ast.parse(path.read_text())
     inside = {
         id(node)
@@ -82,12 +82,12 @@ def test_the_order_of_imports(path):
         assert {n.split(".")[0] for n, _ in imports(path)} <= {"numpy", *sys.stdlib_module_names}
 
 
-def test_the_oracle_does_not_know_us():
+def test_torch_ref_does_not_import_jaxrnn():
     for path in (ROOT / "torch_ref").rglob("*.py"):
         assert not [n for n, _ in imports(path) if n.split(".")[0] in ("jax", "flax", "jaxrnn")]
 
 
-def test_the_map_names_every_part():
+def test_the_map_covers_every_part():
     text = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text()))
     for part in {part_of(path) for path in FILES} - {"__init__"}:
         assert f"\n    {part} " in text
@@ -106,7 +106,7 @@ def run(code):
 
 
 def test_a_training_step_without_pytorch():
-    """PyTorch, and all that only examples and tests need, made impossible to import."""
+    """PyTorch, and packages for examples and tests only, cannot be imported here."""
     out = run(
         f"""
         import sys
@@ -136,12 +136,12 @@ def test_a_training_step_without_pytorch():
     assert "pip install 'jaxrnn[torch]'" in out
 
 
-def test_importing_is_enough_to_load_nothing_foreign():
+def test_import_loads_no_optional_package():
     out = run("import sys, jaxrnn; print([m for m in ('torch', 'matplotlib') if m in sys.modules])")
     assert out.strip() == "[]"
 
 
-def test_parts_are_imported_when_they_are_named():
+def test_parts_are_imported_on_first_use():
     out = run(
         """
         import sys, jaxrnn
@@ -160,7 +160,7 @@ def test_parts_are_imported_when_they_are_named():
     assert rest == ["fit compare", "False"]
 
 
-def test_the_version_stands_in_one_place():
+def test_the_version_is_defined_once():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" in project["project"]["dynamic"]
     source = ROOT / project["tool"]["scikit-build"]["metadata"]["version"]["input"]

@@ -1,4 +1,4 @@
-"""Weights and gradients by PyTorch's names: against torch itself, and what is refused."""
+"""Weights and gradients by PyTorch's names: comparison with PyTorch, and errors."""
 
 import copy
 import pathlib
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.core
 
 
 class TorchNet(torch.nn.Module):
-    """Every layer that has a rule; linear ones are square, so no shape tells a transposition."""
+    """Every translated layer; the linear ones are square, so shapes reveal no transposition."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +83,7 @@ TOKENS = np.random.default_rng(0).integers(10, size=(3, 7))
 
 @pytest.fixture(scope="module")
 def built():
-    """The two nets with the same random weights, statistics included."""
+    """Both nets with the same random weights and statistics."""
     torch.manual_seed(0)
     theirs, ours = TorchNet().double().eval(), Net(nnx.Rngs(0))
     noise = {k: torch.rand_like(v) + 0.2 for k, v in theirs.state_dict().items() if v.dim()}
@@ -111,7 +111,7 @@ def test_outputs_after_loading(pair):
     close(ours(jnp.asarray(TOKENS)), theirs(torch.from_numpy(TOKENS)).detach().numpy())
 
 
-def test_the_way_back_is_strict_and_exact(pair):
+def test_export_is_strict_and_exact(pair):
     theirs, ours = pair
     back = {name: torch.from_numpy(array) for name, array in state_dict(ours).items()}
     assert back.keys() == theirs.state_dict().keys()
@@ -122,7 +122,7 @@ def test_the_way_back_is_strict_and_exact(pair):
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
-def test_gradients_in_each_form_that_they_come_in(pair):
+def test_gradients_in_every_form(pair):
     theirs, ours = pair
     (theirs(torch.from_numpy(TOKENS)) ** 2).sum().backward()
     expected = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
@@ -144,7 +144,7 @@ def test_gradients_in_each_form_that_they_come_in(pair):
             close(found[name], gradient)
 
 
-def test_a_state_without_its_module_is_named_by_its_shapes(pair):
+def test_names_of_a_state_are_guessed_without_its_module(pair):
     _, ours = pair
     del ours.head
     grads = nnx.state(ours)
@@ -165,7 +165,7 @@ def test_a_state_without_its_module_is_named_by_its_shapes(pair):
         (lambda r: nnx.Dict(w=nnx.Dict(kernel=nnx.Param(jnp.ones(3)))), "`kernel` under `w`"),
     ],
 )
-def test_a_state_that_does_not_say_enough(model, words):
+def test_an_ambiguous_state(model, words):
     with pytest.raises(ValueError, match=words):
         state_dict(nnx.state(model(nnx.Rngs(0)), nnx.Param))
 
@@ -195,7 +195,7 @@ def test_users_modules_keep_their_names():
     assert state_dict(nnx.state(User()), like=User()).keys() == shapes.keys()
 
 
-def test_recurrent_layers_are_copies():
+def test_recurrent_layers_are_copied_unchanged():
     theirs = torch.nn.LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=2)
     ours = jaxrnn.LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=2, rngs=nnx.Rngs(0))
     load_state_dict(ours, theirs.state_dict())
@@ -224,7 +224,7 @@ X = jnp.ones(1)
         ),
     ],
 )
-def test_what_cannot_be_translated_is_named(make, words):
+def test_untranslatable_layers_are_named(make, words):
     with pytest.raises(ValueError, match=words):
         state_dict(nnx.Dict(x=make(nnx.Rngs(0))))
 
@@ -236,7 +236,7 @@ def test_a_module_that_holds_itself():
         state_dict(ours)
 
 
-def test_all_problems_at_once_and_nothing_changed(pair):
+def test_all_problems_are_reported_and_nothing_changes(pair):
     theirs, ours = pair
     before = state_dict(ours)
     bad = {name: tensor + 1 for name, tensor in theirs.state_dict().items()}
@@ -287,7 +287,7 @@ def test_all_problems_at_once_and_nothing_changed(pair):
         (lambda m, t: interchange.load_safetensors(m, 3), r"`load_safetensors\(module, path\)` ne"),
     ],
 )
-def test_wrong_arguments_are_answered_by_the_right_ones(call, words):
+def test_errors_for_wrong_arguments_name_the_right_ones(call, words):
     model, theirs = nnx.Linear(2, 2, rngs=nnx.Rngs(0)), torch.nn.Linear(2, 2)
     with pytest.raises(TypeError, match=words) as error:
         call(model, theirs)
@@ -295,7 +295,7 @@ def test_wrong_arguments_are_answered_by_the_right_ones(call, words):
 
 
 def found(classes=2):
-    """A model as people have checkpoints of, and its twin in PyTorch."""
+    """A model with a typical checkpoint, and its PyTorch counterpart."""
     theirs = torch.nn.ModuleDict({"lstm": torch.nn.LSTM(3, 4), "head": torch.nn.Linear(4, classes)})
     rngs = nnx.Rngs(0)
     ours = nnx.Dict(lstm=jaxrnn.LSTM(3, 4, rngs=rngs), head=nnx.Linear(4, classes, rngs=rngs))
@@ -321,7 +321,7 @@ def test_not_strict():
     for name, value in back.items():
         np.testing.assert_array_equal(value, given[name].numpy())
     assert load_state_dict(ours, theirs.state_dict()) == ([], [])
-    # As in PyTorch, what has another shape is refused nevertheless.
+    # As in PyTorch, wrong shapes are refused even then.
     _, other = found(5)
     with pytest.raises(ValueError, match=r"`head.weight` has shape \(2, 4\) in the given"):
         load_state_dict(other, theirs.state_dict(), strict=False)
@@ -417,7 +417,7 @@ VALUES = np.array([[1.5, -2.0, np.nan], [np.inf, 0.0, 3.0]])
 
 
 class OnAnotherDevice:
-    """A tensor on a GPU, as far as we look at one."""
+    """A stand-in for a tensor on a GPU, with the methods that loading uses."""
 
     def __init__(self, tensor):
         self.tensor, self.shape, self.dtype = tensor, tensor.shape, tensor.dtype
@@ -447,7 +447,7 @@ class OnAnotherDevice:
     ids=lambda given: f"{type(given).__name__}-{given.dtype}",
 )
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
-def test_arrays_of_all_sorts(given, dtype):
+def test_arrays_of_all_kinds(given, dtype):
     ours = nnx.Linear(3, 2, use_bias=False, param_dtype=dtype, rngs=nnx.Rngs(0))
     load_state_dict(ours, {"weight": given})
     assert ours.kernel.dtype == dtype
@@ -500,7 +500,7 @@ def test_shared_parameters():
     assert ours.a.embedding[0, 0] == 1
 
 
-def test_kept_where_the_parameter_is():
+def test_values_are_placed_like_the_parameter():
     ours = nnx.Dict(
         w=nnx.Param(jnp.ones(2)), v=nnx.Param(jax.device_put(jnp.ones(2), jax.devices()[0]))
     )

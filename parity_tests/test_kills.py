@@ -1,4 +1,4 @@
-"""Runs of `fit` killed by SIGKILL again and again end as one that is not, bit for bit."""
+"""Runs of `fit` killed repeatedly by SIGKILL end like an uninterrupted run, bit for bit."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ KILLED = -signal.SIGKILL
 
 
 class Server:
-    """`killable.py`, which has JAX imported and forks for each run."""
+    """`killable.py` as a server that imports JAX once and forks for each run."""
 
     def __init__(self, cache):
         self.cache = str(cache)
@@ -47,7 +47,7 @@ class Server:
         return line
 
     def finish(self):
-        """The exit code of the run."""
+        """Exit code of the run."""
         while (line := self.line()) == "now":
             pass
         return int(line)
@@ -67,7 +67,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unkilled(server, tmp_path_factory):
-    """The folder of a run that nothing happened to."""
+    """Folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("unkilled")
     server.start(folder)
     assert server.finish() == 0
@@ -80,7 +80,7 @@ def result(folder):
 
 
 def records(folder):
-    """The lines of metrics without the seconds, which differ from run to run."""
+    """Lines of metrics without the seconds, which differ from run to run."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
@@ -93,12 +93,13 @@ def assert_same(folder, unkilled):
 
 
 def test_killed_at_random_moments(server, unkilled, tmp_path):
-    """Killed and resumed until it ends; if that is too soon, another run takes its turn."""
+    """Kills and resumes a run until it ends; if it ends too soon, another run follows."""
     rng = random.Random(0)
     kills, lines, runs = 0, set(), [tmp_path / "0"]
     while kills < KILLS:
         folder = runs[-1]
-        # One in four before it trains: while it starts, reads the checkpoint, cuts the metrics.
+        # A quarter of the kills come before training: while the run starts, reads the checkpoint or
+        # truncates the metrics.
         early = rng.random() < 0.25
         child = server.start(folder, tell=None if early else rng.randint(1, 6))
         if not early and server.line() != "now":
@@ -124,7 +125,7 @@ def test_killed_at_random_moments(server, unkilled, tmp_path):
 
 
 def test_killed_at_each_step_of_saving_and_resuming(server, unkilled, tmp_path):
-    """Before the n-th call of what changes the folder: the places that chance rarely meets."""
+    """Kills before the n-th call that changes the folder, where random kills rarely happen."""
     deaths = [("mkdir", 1), ("mkdir", 2), ("fsync", 1), ("rename", 1), ("truncate", 1)]
     deaths += [("rename", n) for n in (2, 3, 4, 5, 6)] + [("fsync", n) for n in (2, 17, 40)]
     deaths += [("rmdir", 1), ("unlink", 1), ("unlink", 4), ("truncate", 1)]
@@ -133,7 +134,7 @@ def test_killed_at_each_step_of_saving_and_resuming(server, unkilled, tmp_path):
         server.start(tmp_path, die_at=(name, call))
         assert server.finish() == KILLED, (name, call)
         folder = tmp_path / "checkpoints"
-        for step in checkpoints.steps(folder):  # what has a name is whole
+        for step in checkpoints.steps(folder):  # a named checkpoint is complete
             checkpoints.load(folder, step, lambda *_: None)
     server.start(tmp_path)
     assert server.finish() == 0

@@ -1,4 +1,4 @@
-"""Every kind of task learns through `data.batches` and `fit`, with its lengths respected."""
+"""All kinds of task learn through `data.batches` and `fit`, and padding is ignored."""
 
 import functools
 
@@ -17,7 +17,7 @@ SEQUENCES = [RNG.standard_normal((n, 2)).astype(np.float32) for n in (3, 6, 4, 6
 
 
 class Network(nnx.Module):
-    """A GRU with a head on its last state, or on each step."""
+    """A GRU with a head on its last state, or on every step."""
 
     def __init__(self, outputs, *, per_step, seed=0):
         rngs = nnx.Rngs(seed)
@@ -58,7 +58,7 @@ def regression():
 
 
 def forecasting():
-    """At each step the sum of all inputs so far."""
+    """The label at each step is the sum of all inputs so far."""
     targets = [np.cumsum(s[:, :1], axis=0) for s in SEQUENCES]
     return Network(1, per_step=True), data.batches(SEQUENCES, targets, 6), per_step
 
@@ -96,7 +96,7 @@ def next_token_loss(outputs, batch):
 
 
 @pytest.mark.parametrize("task", [regression, forecasting, tagging, ctc, multi_label, next_token])
-def test_each_task_learns_and_no_padding_has_a_part(task):
+def test_each_task_learns_and_padding_is_ignored(task):
     model, batches, loss = task()
     (batch,) = batches
     padded = np.arange(batch.inputs.shape[1])[None, :] >= batch.lengths[:, None]
@@ -111,7 +111,7 @@ def test_each_task_learns_and_no_padding_has_a_part(task):
         assert training.evaluate(model, [poisoned], loss=loss) == value
 
 
-def test_validation_over_buckets_is_that_over_all_steps():
+def test_validation_over_buckets_averages_over_all_steps():
     model, (batch,), loss = tagging()
     tags = [(s[:, 0] > 0).astype(int) for s in SEQUENCES]
     bucketed = data.batches(SEQUENCES, tags, 6, buckets=[4, 6])
@@ -124,8 +124,8 @@ def test_validation_over_buckets_is_that_over_all_steps():
     assert abs(np.mean(by_rows) - whole["loss"]) > 1e-4
 
 
-def test_batches_of_any_kind_and_a_call_of_ones_own():
-    """A mapping, a tuple, and a pytree that only the caller knows."""
+def test_batches_of_any_kind_and_a_custom_forward():
+    """A mapping, a tuple, and a pytree that only the caller can read."""
     x, y = np.eye(3, dtype=np.float32), np.array([2, 0, 1])
 
     def call(model, batch):
@@ -165,7 +165,7 @@ def plateau():
     ],
     ids=["plateau", "lbfgs", "polyak"],
 )
-def test_optimisers_that_need_the_loss_learn_and_resume_to_the_same_bits(make, tmp_path):
+def test_optimizers_that_need_the_loss_learn_and_resume_exactly(make, tmp_path):
     _, batches, loss = regression()
     tx = make()
     results = {}
@@ -196,7 +196,7 @@ def test_optimisers_that_need_the_loss_learn_and_resume_to_the_same_bits(make, t
         assert len(whole["learning_rate"]) == 0
 
 
-def test_what_an_optimiser_is_given_is_of_the_same_batch_and_noise():
+def test_extra_arguments_of_an_optimizer_use_the_same_batch_and_noise():
     class Noisy(nnx.Module):
         def __init__(self):
             self.fc = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
@@ -216,7 +216,7 @@ def test_what_an_optimiser_is_given_is_of_the_same_batch_and_noise():
     batch = (np.ones((4, 3), np.float32), np.array([0, 1, 1, 0]))
     first = training.train_step(model, optimizer, batch)["loss"]
     second = training.train_step(model, optimizer, batch)["loss"]
-    assert first != second  # other weights, other noise
+    assert first != second  # different weights, different noise
     assert float(optimizer.opt_state["apart"][...]) < 1e-6
     assert float(optimizer.opt_state["grads"][...]) < 1e-6
 
@@ -229,7 +229,7 @@ def test_the_learning_rate_of_a_schedule_is_recorded():
     np.testing.assert_allclose(history["learning_rate"], [0.4, 0.3, 0.2], rtol=1e-6)
 
 
-def test_weights_are_read_without_an_optimiser(tmp_path):
+def test_weights_are_loaded_without_an_optimizer(tmp_path):
     _, batches, loss = regression()
     held_back = [batches[0]._replace(labels=-batches[0].labels)]  # the best epoch is the first
     model = Network(2, per_step=False)
@@ -251,7 +251,7 @@ def test_weights_are_read_without_an_optimiser(tmp_path):
 
 
 class Loader:
-    """Shuffles anew at each pass, as loaders do, from a state of its own."""
+    """A data loader with internal state, which shuffles differently in each pass."""
 
     def __init__(self):
         self.rng = np.random.default_rng(3)
@@ -273,7 +273,7 @@ def stream():
 @pytest.mark.parametrize(
     ("make", "settings"), [(Loader, {}), (stream, {"epoch_steps": 5})], ids=["loader", "generator"]
 )
-def test_an_iterable_as_data_resumes_to_the_same_bits(make, settings, tmp_path):
+def test_an_iterable_as_data_resumes_exactly(make, settings, tmp_path):
     def forward(model, batch):
         return model(batch[0], lengths=jnp.full(1, batch[0].shape[1]))
 

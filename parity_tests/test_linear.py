@@ -1,7 +1,7 @@
-"""A linear map whose own ways JAX can neither differentiate nor batch alone.
+"""A linear map whose own methods JAX can neither differentiate nor batch.
 
-The map is a linear recurrence with trees and None on every side. Its own ways are while loops, so a
-rule that took the derivative or the transpose of the wrong one would raise.
+The map is a linear recurrence with pytrees and None in all arguments. Its own methods are while
+loops, so a rule that differentiated or transposed the wrong method would raise.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Recurrence(LinearMap):
 
 
 class Own(Recurrence):
-    """By loops that have neither a transpose nor a derivative in reverse mode."""
+    """The recurrence as loops that have neither a transpose nor a reverse-mode derivative."""
 
     def tangent(self, fixed, operands):
         def body(state):
@@ -89,7 +89,7 @@ def close(got, wanted):
 
 
 def _curvature(f, x):
-    """Along one direction; its gradient is of third order."""
+    """Second derivative along one direction; its gradient is a third derivative."""
     return jnp.dot(jax.jvp(jax.grad(f), (x,), (jnp.ones_like(x),))[1], jnp.cos(x))
 
 
@@ -120,7 +120,7 @@ def test_derivatives_to_third_order(linear_map):
     "alone", [(), ("w",), ("w", "a"), ("e", "first"), ("w", "a", "first")], ids=str
 )
 def test_vmap_over_fixed_and_operands(linear_map, alone):
-    """All but the named arrays have an axis more, in the middle; in both orders with grad."""
+    """All but the named arrays have an extra axis in the middle; vmap and grad in both orders."""
     several = [arguments(seed) for seed in range(3)]
     mask, names = several[0][0]["mask"], ("w", "a", "e", "first")
     in_axes = [None if name in alone else 1 if name != "first" else 0 for name in names]
@@ -149,8 +149,8 @@ def test_vmap_over_fixed_and_operands(linear_map, alone):
     )
 
 
-def test_the_own_ways_are_what_runs():
-    """The gradient's program holds both primitives, lowered to the loops of `Own`."""
+def test_the_own_methods_run():
+    """The gradient's program contains both primitives, lowered to the loops of `Own`."""
     fixed, operands = arguments()
     gradient = jax.grad(partial(scalar, partial(apply, Own()), fixed["mask"], floats(fixed)))
     text = str(jax.make_jaxpr(gradient)(operands))

@@ -1,4 +1,4 @@
-"""`examples/long_sequence.py` and `benchmarks/shooting.py` run as a user runs them, in small."""
+"""`examples/long_sequence.py` and `benchmarks/shooting.py` run as scripts with small sizes."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def test_long_sequence(tmp_path):
         (["--chunks", -1], "--chunks must be 0 or more, got -1."),
     ],
 )
-def test_wrong_options_take_one_sentence(arguments, sentence, tmp_path):
+def test_wrong_options_raise_one_sentence(arguments, sentence, tmp_path):
     result = run("long_sequence", *arguments, "--out", tmp_path)
     assert (result.returncode, result.stderr.strip(), result.stdout) == (1, sentence, "")
 

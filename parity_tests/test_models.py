@@ -1,4 +1,4 @@
-"""Every model in both packages: outputs, loss, gradients, training and whatever else they take."""
+"""All models in both packages: outputs, loss, gradients, training and options."""
 
 import inspect
 
@@ -24,7 +24,7 @@ PADDED = np.where(np.arange(T) < LENGTHS[:, None], TOKENS, 0)
 LABELS = np.array([0, 2, 1, 2])
 H0, C0 = RNG.normal(size=(B, H)), RNG.normal(size=(B, H))
 
-# name: (class, its arguments, what it is called with, lengths)
+# name: (class, arguments, inputs, lengths)
 CASES = {
     "VanillaRNN": ("VanillaRNN", (I, H, O), (X, H0), None),
     "SimpleLSTM": ("SimpleLSTM", (I, H, O), (X, (H0, C0)), None),
@@ -36,7 +36,7 @@ CASES = {
     "RNNComparison-GRU": ("RNNComparison", (I, H, O, "GRU"), (X,), None),
     "SpeakerClassifier": ("SpeakerClassifier", (I, H, O, 2), (X,), LENGTHS),
 }
-TRAINED = [name for name in CASES if name != "SpeakerClassifier"]  # that is in test_training.py
+TRAINED = [name for name in CASES if name != "SpeakerClassifier"]  # tested in test_training.py
 
 
 def classes(module):
@@ -83,7 +83,7 @@ def test_both_packages_have_the_same_classes_with_the_same_arguments():
         ("RNNComparison", (32, 64, 2, "GRU"), 18946),
     ],
 )
-def test_parameters_are_as_many_as_in_the_notebook(name, arguments, count):
+def test_parameter_counts_match_the_notebook(name, arguments, count):
     theirs = THEIRS[name](*arguments)
     ours = nnx.eval_shape(lambda: OURS[name](*arguments, rngs=nnx.Rngs(0)))
     assert sum(p.numel() for p in theirs.parameters()) == count
@@ -92,7 +92,7 @@ def test_parameters_are_as_many_as_in_the_notebook(name, arguments, count):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_loss_and_gradients_are_pytorchs(case, dtype):
+def test_outputs_loss_and_gradients_match_pytorch(case, dtype):
     name, arguments, inputs, lengths = CASES[case]
     theirs, ours = twins(name, *arguments)
     report = assert_parity(theirs, ours, *inputs, lengths=lengths, dtype=dtype, steps=T)
@@ -101,7 +101,7 @@ def test_outputs_loss_and_gradients_are_pytorchs(case, dtype):
 
 
 def train(case, steps, clip, max_norm=0.1):
-    """On two batches, with no states given."""
+    """Trains on two batches, without initial states."""
     name, arguments, (inputs, *_), lengths = CASES[case]
     batches = [(inputs, LABELS), (inputs[::-1].copy(), LABELS)]
     return compare_classifiers(
@@ -111,7 +111,7 @@ def train(case, steps, clip, max_norm=0.1):
 
 @pytest.mark.parametrize("steps", [1, 20])
 @pytest.mark.parametrize("case", TRAINED)
-def test_training_with_clipping_is_pytorchs(case, steps):
+def test_training_with_clipping_matches_pytorch(case, steps):
     report = train(case, steps, training.clip_grad_norm)
     assert report.ok, report
     assert report["loss"].shape == (steps,)
@@ -120,12 +120,12 @@ def test_training_with_clipping_is_pytorchs(case, steps):
 @pytest.mark.parametrize(
     "clip", [optax.clip_by_global_norm, lambda max_norm: optax.identity()], ids=["optax", "none"]
 )
-def test_another_clipping_is_told_apart_after_one_step(clip):
+def test_optax_clipping_differs_after_one_step(clip):
     assert not train("VanillaRNN", 1, clip).ok
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 5.0, 5.1, float("inf")])
-def test_clipping_is_pytorchs_on_both_sides_of_the_norm(max_norm):
+def test_clipping_matches_pytorch_above_and_below_the_norm(max_norm):
     gradients = [np.array([3.0, 0.0]), np.array([[4.0]])]  # of norm 5
     parameters = [torch.zeros(g.shape, dtype=torch.float64) for g in gradients]
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -137,7 +137,7 @@ def test_clipping_is_pytorchs_on_both_sides_of_the_norm(max_norm):
         np.testing.assert_allclose(mine, its.grad, rtol=1e-15)
 
 
-def test_clipping_takes_gradients_of_several_dtypes_and_hides_no_nan():
+def test_clipping_supports_several_dtypes_and_keeps_nan():
     clip = training.clip_grad_norm(1.0)
     mixed = {"a": jnp.full(4, 3.0, jnp.float32), "b": jnp.full(3, 4.0, jnp.bfloat16)}
     clipped, _ = clip.update(mixed, clip.init(None))
@@ -151,7 +151,7 @@ def test_clipping_takes_gradients_of_several_dtypes_and_hides_no_nan():
             training.clip_grad_norm(wrong)
 
 
-def test_lengths_read_the_last_true_step_and_none_reads_after_the_padding():
+def test_lengths_select_the_last_true_step_and_none_the_last_step():
     model = models.SequenceClassifier(V, I, H, O, 2, rngs=nnx.Rngs(0))
     model.eval()
     tokens, rows = jnp.asarray(PADDED), range(B)
@@ -166,14 +166,14 @@ def test_lengths_read_the_last_true_step_and_none_reads_after_the_padding():
         assert (apart < 1e-6) == (LENGTHS[b] == T)
 
 
-def test_a_row_of_length_0_is_classified_by_the_initial_state():
+def test_a_row_of_length_0_is_classified_from_the_initial_state():
     model = models.EfficientLSTM(I, H, O, rngs=nnx.Rngs(0))
     logits = model(jnp.asarray(X, jnp.float32), [0, 2, 1, 5])
     np.testing.assert_array_equal(logits[0], model.fc.bias[...])
 
 
 @pytest.mark.parametrize("name", ["VanillaRNN", "SimpleLSTM"])
-def test_states_carry_a_sequence_on(name):
+def test_states_continue_a_sequence(name):
     model = OURS[name](I, H, O, rngs=nnx.Rngs(0))
     x = jnp.asarray(X, jnp.float32)
     whole, last = model(x)
@@ -184,7 +184,7 @@ def test_states_carry_a_sequence_on(name):
 
 
 @pytest.mark.parametrize("name", ["VanillaRNN", "SimpleLSTM", "SequenceClassifier"])
-def test_a_strategy_and_a_dtype_are_taken(name):
+def test_strategy_and_dtype_are_used(name):
     tokens = name == "SequenceClassifier"
     arguments = (V, I, H, O) if tokens else (I, H, O)
     x = jnp.asarray(TOKENS) if tokens else jnp.asarray(X, jnp.float32)
@@ -203,7 +203,7 @@ def test_a_strategy_and_a_dtype_are_taken(name):
     np.testing.assert_allclose(np.asarray(low, np.float32), usual, atol=0.03)
 
 
-def test_dropout_takes_three_tenths_in_training_only():
+def test_dropout_zeroes_three_tenths_in_training_only():
     model = models.SequenceClassifier(V, I, H, O, rngs=nnx.Rngs(0))
     seen = []
     model.fc = nnx.data(lambda h: seen.append(np.asarray(h)) or h)
@@ -218,7 +218,7 @@ def test_dropout_takes_three_tenths_in_training_only():
     np.testing.assert_allclose(first[first != 0], whole[first != 0] / 0.7, rtol=1e-5)
 
 
-def test_initial_parameters_are_drawn_as_pytorch_draws_them():
+def test_initial_parameters_follow_pytorchs_distributions():
     theirs, ours = twins("SequenceClassifier", 200, 10, 20, 30)
     mine = interchange.state_dict(ours)
     for key, its in theirs.state_dict().items():
@@ -259,6 +259,6 @@ def test_initial_parameters_are_drawn_as_pytorch_draws_them():
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(call, message):
+def test_invalid_arguments_raise_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()

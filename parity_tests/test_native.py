@@ -1,4 +1,4 @@
-"""The CPU kernel: odd sizes, every instruction set, its functions' last places, its limits."""
+"""CPU kernel: odd sizes, every instruction set, accuracy of its functions, and its limits."""
 
 import os
 import subprocess
@@ -23,8 +23,8 @@ CELLS = [cells.rnn_tanh, cells.rnn_relu, cells.lstm, cells.gru]
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=[c.name for c in CELLS])
 every_build = pytest.mark.parametrize("build", BUILDS)
 
-# T, B, I, H: one unit, tails of vectors, several panels, several blocks of rows; then shapes worth
-# several threads, which share out the rows, or the units where rows are few and weights many.
+# T, B, I, H: one unit, partial vectors, several panels, several blocks of rows; then shapes that
+# use several threads, which divide the rows, or the units if there are few rows and many weights.
 SHAPES = [(5, 1, 3, 1), (4, 7, 1, 3), (7, 5, 3, 17), (4, 7, 2, 63), (6, 3, 33, 100)]
 THREADED = [(40, 30, 33, 100), (60, 2, 16, 260)]
 
@@ -60,7 +60,7 @@ def assert_close(got, wanted, tolerance):
 
 
 def compare(build, cell, shape, dtype, tolerance):
-    """Against `Scan`, in both directions, without a mask and with lengths, one of them 0, one T."""
+    """Compares with `Scan` in both directions, without a mask and with lengths from 0 to T."""
     steps, batch = shape[:2]
     rng = np.random.default_rng(1)
     lengths = rng.permutation([*rng.integers(0, steps + 1, max(0, batch - 2)), 0, steps][-batch:])
@@ -77,13 +77,13 @@ def compare(build, cell, shape, dtype, tolerance):
 
 @pytest.mark.parametrize("shape", SHAPES + THREADED, ids=str)
 @every_cell
-def test_odd_sizes_are_scans_in_float64(cell, shape):
+def test_odd_sizes_match_scan_in_float64(cell, shape):
     compare(None, cell, shape, jnp.float64, 3e-13 if shape in THREADED else 5e-14)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[2], THREADED[1]], ids=str)
 @every_cell
-def test_odd_sizes_are_scans_in_float32(cell, shape):
+def test_odd_sizes_match_scan_in_float32(cell, shape):
     compare(None, cell, shape, jnp.float32, 3e-5)
 
 
@@ -96,7 +96,7 @@ def test_every_instruction_set(cell, build):
 
 
 def functions(build, x):
-    """tanh and the logistic function of x, read off one step of a tanh RNN and of a GRU."""
+    """tanh and the logistic function of x, taken from one step of a tanh RNN and of a GRU."""
     n = x.size
     zeros, ones = jnp.zeros((1, n), x.dtype), jnp.ones((1, n), x.dtype)
     run = strategies.Native(build)
@@ -116,7 +116,7 @@ def functions(build, x):
 
 @every_build
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_its_functions_are_right_to_the_last_places(build, dtype):
+def test_functions_are_accurate_to_the_last_places(build, dtype):
     rng = np.random.default_rng(0)
     x = np.concatenate(
         [rng.uniform(-20, 20, 300), rng.uniform(-1, 1, 300), 10.0 ** rng.uniform(-30, 0, 100)]
@@ -129,7 +129,7 @@ def test_its_functions_are_right_to_the_last_places(build, dtype):
 
 @pytest.mark.core
 @every_build
-def test_its_functions_at_the_ends_of_the_line(build):
+def test_functions_at_extreme_arguments(build):
     x = jnp.asarray([0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 500.0, -500.0], jnp.float32)
     tanh, logistic = functions(build, x)
     np.testing.assert_array_equal(tanh, [0, 0, 1, -1, np.nan, 1, -1, 1, -1])
@@ -137,7 +137,7 @@ def test_its_functions_at_the_ends_of_the_line(build):
 
 
 @every_cell
-def test_nan_and_infinity_go_where_scan_lets_them_go(cell):
+def test_nan_and_infinity_propagate_as_in_scan(cell):
     weights, x, carry = arguments(cell, (6, 4, 3, 5), jnp.float32)
     x = x.at[2, 1, 0].set(np.nan).at[3, 2, 1].set(np.inf).at[4, 3, 2].set(-np.inf)
     (got, _), (wanted, _) = (
@@ -148,7 +148,7 @@ def test_nan_and_infinity_go_where_scan_lets_them_go(cell):
 
 
 @pytest.mark.core
-def test_what_it_does_not_run_it_refuses_in_a_sentence():
+def test_unsupported_arguments_raise_one_sentence():
     run = strategies.Native()
     weights, x, carry = arguments(cells.lstm, (2, 2, 3, 4), jnp.float32)
     with pytest.raises(jaxrnn.InputError, match=r"not own; strategies.Scan runs every cell"):
@@ -167,7 +167,7 @@ def test_what_it_does_not_run_it_refuses_in_a_sentence():
 @pytest.mark.parametrize(
     ("steps", "served"), [(2**31 - 1, True), (2**31, False), (2**32 - 1, False)]
 )
-def test_steps_are_numbered_in_31_bits(steps, served):
+def test_the_number_of_steps_is_limited_to_31_bits(steps, served):
     """`jax.eval_shape` allocates nothing."""
     weights, x, carry = arguments(cells.lstm, (1, 1, 1, 1), jnp.float32)
     long = jax.ShapeDtypeStruct((steps, 1, 1), x.dtype)
@@ -180,7 +180,7 @@ def test_steps_are_numbered_in_31_bits(steps, served):
 
 
 @pytest.mark.core
-def test_without_the_library_native_says_how_to_get_it_and_scan_is_the_default(monkeypatch):
+def test_without_the_library_native_raises_and_scan_is_the_default(monkeypatch):
     monkeypatch.setattr(native, "load", lambda: ())
     arguments_ = cells.gru, *arguments(cells.gru, (2, 2, 3, 4), jnp.float32)
     with pytest.raises(jaxrnn.InputError, match=r"C\+\+17 compiler"):
@@ -189,19 +189,19 @@ def test_without_the_library_native_says_how_to_get_it_and_scan_is_the_default(m
 
 
 @pytest.mark.core
-def test_it_is_the_default_where_it_runs():
+def test_native_is_the_default_where_it_runs():
     for dtype, wanted in [("float32", "Native"), ("float64", "Native"), ("bfloat16", "Scan")]:
         args = arguments(cells.gru, (2, 2, 3, 4), jnp.dtype(dtype))
         assert type(strategies.default(cells.gru, *args)).__name__ == wanted
 
 
 def calls(run, *args):
-    """The kernel's calls in the program that a function compiles to."""
+    """Number of kernel calls in the compiled program of a function."""
     text = jax.jit(run).lower(*args).compile().as_text()
     return [name for name in (native.FORWARD, native.ADJOINT) if f'"{name}"' in text]
 
 
-def test_a_gradient_is_two_calls_and_forward_mode_runs_on_scan():
+def test_a_gradient_makes_two_calls_and_forward_mode_uses_scan():
     args = arguments(cells.lstm, (4, 2, 3, 5), jnp.float32)
     run = lambda *a: strategies.Native()(cells.lstm, *a)[0].sum()  # noqa: E731
     assert calls(run, *args) == [native.FORWARD]
@@ -211,8 +211,8 @@ def test_a_gradient_is_two_calls_and_forward_mode_runs_on_scan():
     assert calls(lambda *a: jax.jvp(run, a, a)[1], *args) == []
 
 
-def test_a_gradient_keeps_the_gates_once():
-    """LSTM: 4 H + H saved a step, cotangents in their place, and the outputs with theirs."""
+def test_a_gradient_stores_the_gates_once():
+    """LSTM: 4 H + H saved per step, overwritten by cotangents; outputs and their cotangents."""
     steps, batch, hidden = 50, 16, 64
     args = arguments(cells.lstm, (steps, batch, 8, hidden), jnp.float32)
     loss = lambda *a: (strategies.Native()(cells.lstm, *a)[0] ** 2).sum()  # noqa: E731
@@ -225,7 +225,7 @@ def test_a_gradient_keeps_the_gates_once():
     [(strategies.Native(), "4x2x3"), (strategies.Shooting(2, strategies.Native()), "2x4x3")],
     ids=["Native", "Shooting"],
 )
-def test_inputs_that_are_not_differentiated_cost_nothing(strategy, inputs):
+def test_no_gradient_of_inputs_is_computed_if_not_needed(strategy, inputs):
     args = arguments(cells.gru, (4, 2, 3, 5), jnp.float32)
     loss = lambda *a: strategy(cells.gru, *a)[0].sum()  # noqa: E731
     for argnums, wanted in [((0,), False), ((0, 1), True)]:
@@ -236,7 +236,7 @@ def test_inputs_that_are_not_differentiated_cost_nothing(strategy, inputs):
 
 
 @every_cell
-def test_an_exported_function_holds_no_call_of_the_kernel(cell):
+def test_an_exported_function_does_not_call_the_kernel(cell):
     args = arguments(cell, (4, 2, 3, 5), jnp.float64)
     run = jax.jit(lambda *a: jax.value_and_grad(lambda w, x, c: _sum(cell, w, x, c))(*a))
     exported = jax.export.export(run)(*args)
@@ -313,7 +313,7 @@ def test_without_jit():
     assert_close(got, wanted, 1e-14)
 
 
-# In a process of its own: in this one the dtypes in annotations are checked.
+# In a separate process, because this one checks the dtypes in annotations.
 NUMBERS = """
 import jax.numpy as jnp, numpy as np
 from jaxrnn import cells, strategies
@@ -326,7 +326,7 @@ for s in (strategies.Native(), strategies.Shooting(2), strategies.Checkpoint(2))
 """
 
 
-def test_a_mask_of_numbers_is_one_of_booleans():
+def test_a_mask_of_numbers_is_converted_to_booleans():
     subprocess.run([sys.executable, "-c", NUMBERS], check=True)
 
 
@@ -339,11 +339,11 @@ def test_on_several_devices():
     assert got.stdout == "devices 2\n"
 
 
-# B that fall into other blocks of rows when other threads share them.
+# Values of B whose blocks of rows depend on the number of threads.
 @pytest.mark.parametrize("batch", [3, 5, 40])
 @every_cell
 def test_calls_from_several_threads_at_once_give_the_same_bits(cell, batch):
-    """They compete for the same workers; none may wait for another, nor round otherwise."""
+    """The calls compete for the same workers; none may deadlock or round differently."""
     args = arguments(cell, (60, batch, 30, 64), jnp.float32)
     run = jax.jit(partial(value_and_gradients, strategies.Native(), cell, None))
     wanted = run(args)

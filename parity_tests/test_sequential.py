@@ -1,4 +1,4 @@
-"""Recurrent layers in `nnx.Sequential`, which unpacks what a layer returns."""
+"""Recurrent layers in `nnx.Sequential`, which unpacks the results of a layer."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def test_it_is_refused_in_every_form(cls):
     refused(lambda: jax.vmap(nnx.Sequential(one, one))(X[None]))
 
 
-def test_the_pair_of_an_lstm_cell_is_no_input_and_state():
+def test_an_lstm_cells_pair_is_not_taken_for_input_and_state():
     first = jaxrnn.LSTMCell(4, 4, rngs=rngs())
     for second in (jaxrnn.RNNCell, jaxrnn.GRUCell, jaxrnn.LSTMCell, jaxrnn.GRU):
         refused(lambda: nnx.Sequential(first, second(4, 4, rngs=rngs(1)))(X[0, :1]))  # noqa: B023
@@ -52,7 +52,7 @@ def test_the_pair_of_an_lstm_cell_is_no_input_and_state():
 
 
 @pytest.mark.parametrize("cls", KINDS)
-def test_the_output_alone_is_stacking_by_hand(cls):
+def test_output_only_layers_match_manual_stacking(cls):
     a, b = cls(4, 5, rngs=rngs()), cls(5, 4, rngs=rngs(1))
     head = nnx.Linear(4, 2, rngs=rngs(2))
     model = nnx.Sequential(a, lambda y, h: y, b, lambda y, h: y, head)
@@ -74,7 +74,7 @@ def test_states_are_still_passed_on_by_position(cls):
     second, _ = a(X[2:], between)
     np.testing.assert_allclose(jnp.concatenate([first, second]), y, rtol=1e-6, atol=1e-7)
     assert (b(X, h)[0] != b(X)[0]).any()  # a decoder that starts from the encoder's state
-    assert (b(y, a(X)[1])[0] == b(y, hx=h)[0]).all()  # equal, but of another call
+    assert (b(y, a(X)[1])[0] == b(y, hx=h)[0]).all()  # equal, but from another call
     assert (b(y, hx=h)[0] != b(y)[0]).any()
 
 

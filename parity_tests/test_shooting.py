@@ -1,4 +1,4 @@
-"""Shooting: what it promises beyond the contract of strategies."""
+"""Shooting: properties beyond the contract of strategies."""
 
 import re
 from functools import partial
@@ -22,7 +22,7 @@ each_inner = pytest.mark.parametrize(
 
 
 def drawn(cell, *, scale=1.0, seed=0):
-    """Weights as PyTorch initialises them, the recurrent ones scaled, and inputs and a carry."""
+    """Weights with PyTorch's initial distribution, scaled recurrent weights, inputs and a carry."""
     rng = np.random.default_rng(seed)
     uniform = lambda *shape: jnp.asarray(rng.uniform(-1, 1, shape) / np.sqrt(H))  # noqa: E731
     rows = cell.gates * H
@@ -32,7 +32,7 @@ def drawn(cell, *, scale=1.0, seed=0):
 
 
 def forgets():
-    """Within a chunk of 16 steps, to the last bits of float64."""
+    """A network that forgets within a chunk of 16 steps, to the last bits of float64."""
     weights, x, carry = drawn(cells.lstm, scale=0.5)
     return cells.lstm, weights._replace(b_hh=weights.b_hh.at[H : 2 * H].add(-3.0)), x, carry
 
@@ -49,7 +49,7 @@ def gru_held_open():
 
 
 def remembers():
-    """An LSTM that keeps its first input, as training on the memory task leaves it."""
+    """An LSTM that keeps its first input, as after training on the memory task."""
     weights, x, carry = drawn(cells.lstm)
     bias = weights.b_hh.at[H : 2 * H].add(9.0).at[:H].add(-9.0)
     return cells.lstm, weights._replace(b_hh=bias), x, carry
@@ -60,7 +60,7 @@ def chaotic():
 
 
 def unseen():
-    """An LSTM half of whose units keep what they are given and show nothing of it."""
+    """An LSTM in which half of the units keep their inputs without showing them in the output."""
     weights, x, carry = forgets()[1:]
     keep, half = weights.b_hh, slice(H // 2, None)
     for gate, bias in ((0, -2.0), (1, 40.0), (3, -60.0)):
@@ -71,7 +71,7 @@ def unseen():
 
 
 def latched():
-    """An LSTM whose c is the same at every step and whose h, once high, stays high."""
+    """An LSTM whose c is constant and whose h, once high, stays high."""
     gate = lambda *values: jnp.repeat(jnp.asarray(values), H)  # noqa: E731
     hh = jnp.zeros((4 * H, H)).at[3 * H :].set(16.0 * jnp.eye(H))
     ih = gate(0.0, 0.0, 0.0, 20.0)[:, None] * jnp.ones((1, I))
@@ -81,14 +81,14 @@ def latched():
 
 
 def doubles():
-    """A unit that is 0 but for rounding, next to others that are not, and doubles at every step."""
+    """A network with a unit that is 0 up to rounding and doubles at every step."""
     hh = jnp.zeros((H, H)).at[0, 0].set(2.0)
     ih = jnp.ones((H, I)).at[0].set(0.0).at[0, 0].set(1.0)
     x = jnp.ones((T, B, I)).at[:, :, 0].set(0.0).at[0, :, 0].set(1e-30)
     return cells.rnn_tanh, Weights(ih, hh), x, (jnp.zeros((B, H)),)
 
 
-# name: the network, and whether the default number of sweeps suffices: forwards, backwards.
+# name: the network, and True if the default number of sweeps suffices, forward and backward.
 NETWORKS = {
     "forgets": (forgets, True, True),
     "orthogonal": (orthogonal, False, False),
@@ -102,7 +102,7 @@ NETWORKS = {
 
 
 def answers(strategy, cell, mask, *args):
-    """Value and gradients of a loss in which every output counts."""
+    """Value and gradients of a loss that depends on every output."""
 
     def loss(*args):
         ys, last = strategy(cell, *args, mask)
@@ -120,7 +120,7 @@ def adjoint(strategy, cell, weights, x, carry):
 
 @each_inner
 @pytest.mark.parametrize("network", NETWORKS)
-def test_networks_that_forget_and_that_do_not(network, inner):
+def test_networks_that_forget_and_networks_that_do_not(network, inner):
     make, forwards, backwards = NETWORKS[network]
     cell, *args = make()
     wanted = jax.jit(partial(answers, inner, cell, None))(*args)
@@ -171,8 +171,8 @@ def test_burn_in_saves_sweeps():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @each_inner
-def test_no_number_is_never_taken_for_agreement(bad, inner):
-    """As the sequential run has it, in the row and from the step where it has it."""
+def test_nan_is_never_taken_for_agreement(bad, inner):
+    """NaN appears in the same row and from the same step as in the sequential run."""
     cell, weights, x, carry = forgets()
     x = x.at[40, 1].set(bad)
     wanted = Scan()(cell, weights, x, carry)
@@ -181,8 +181,8 @@ def test_no_number_is_never_taken_for_agreement(bad, inner):
 
 
 @each_inner
-def test_rows_that_end_or_begin_early_take_no_more_sweeps(inner):
-    """A chunk without a step hands on what it is given, in one go."""
+def test_rows_that_end_or_begin_early_need_no_more_sweeps(inner):
+    """A chunk without steps passes on its incoming state in a single sweep."""
     cell, weights, x, carry = forgets()
     t = np.arange(T)[:, None]
     strategy = Shooting(CHUNKS, inner, tolerance=1e-4)
@@ -202,7 +202,7 @@ def test_rows_that_end_or_begin_early_take_no_more_sweeps(inner):
 
 @each_inner
 def test_a_fading_adjoint_needs_no_relative_agreement(inner):
-    """A loss on the last step only: what is left at the first boundaries is next to nothing."""
+    """The loss uses the last step only, so cotangents at the first boundaries are tiny."""
     cell, weights, x, carry = forgets()
     ct = jnp.zeros((T, B, H)), tuple(jnp.ones_like(c) for c in carry)
     got, info = Shooting(3, inner, tolerance=1e-4).run_adjoint(cell, weights, x, carry, None, ct)
@@ -212,7 +212,7 @@ def test_a_fading_adjoint_needs_no_relative_agreement(inner):
 
 
 @each_inner
-def test_vmap_counts_for_each_on_its_own(inner):
+def test_vmap_counts_sweeps_separately(inner):
     (_, *one), (_, *two) = orthogonal(), (cells.rnn_tanh, *drawn(cells.rnn_tanh, scale=0.3))
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), one, two)
     run = partial(Shooting(CHUNKS, inner).run, cells.rnn_tanh)
@@ -223,7 +223,7 @@ def test_vmap_counts_for_each_on_its_own(inner):
         assert_close(alone, Scan()(cells.rnn_tanh, *args))
 
 
-def test_a_strategy_that_says_nothing_of_its_inside_runs_the_chunks():
+def test_a_strategy_without_a_recurrence_runs_the_chunks():
     cell, *args = forgets()
     wanted = jax.jit(partial(answers, Scan(), cell, None))(*args)
     for sweeps in (1, CHUNKS):
@@ -262,7 +262,7 @@ def test_the_number_of_chunks_is_chosen_by_shape():
 
 @pytest.mark.parametrize("hidden", [63, 64])
 def test_a_run_chooses_by_its_units_not_its_outputs(hidden):
-    """One that is cut cannot agree to the last bit in one sweep from a guess; one chunk can."""
+    """A divided run cannot agree to the last bit in one sweep from a guess; a single chunk can."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.standard_normal(shape))  # noqa: E731
     outputs = 2 if hidden == 64 else 64
@@ -284,7 +284,7 @@ def test_one_chunk_is_the_inner_strategy():
     assert int(back.sweeps) == 1
 
 
-def test_what_it_refuses():
+def test_invalid_arguments_are_refused():
     for options, needed in [
         ({"chunks": 0}, "chunks of 1 or more"),
         ({"tolerance": -1.0}, "tolerance of 0 or more"),

@@ -1,4 +1,4 @@
-"""`examples/spoken_vowels.py` run as a user runs it: what it prints and what it writes."""
+"""`examples/spoken_vowels.py` run as a script: its output and its files."""
 
 import re
 import subprocess
@@ -36,7 +36,7 @@ def run(*arguments, blocked=False):
 
 
 def numbers(output, beginning):
-    """The numbers of the first line that begins so."""
+    """Numbers of the first line with this prefix."""
     lines = [line.strip() for line in output.splitlines()]
     (line, *_) = [line for line in lines if line.startswith(beginning)]
     return [float(n) for n in re.findall(r"\d+(?:\.\d+)?(?:e[+-]\d+)?", line[len(beginning) :])]
@@ -111,7 +111,7 @@ def test_jax_alone_without_torch(tmp_path):
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_without_torch_it_says_what_to_do(tmp_path):
+def test_without_torch_the_error_says_what_to_do(tmp_path):
     result = run("--out", tmp_path, blocked=True)
     assert result.returncode == 1
     assert result.stderr.strip() == (
@@ -129,7 +129,7 @@ def test_without_torch_it_says_what_to_do(tmp_path):
         (["--out", "/dev/null/runs"], "--out /dev/null/runs cannot be made: Not a directory."),
     ],
 )
-def test_bad_options_get_a_sentence(arguments, sentence):
+def test_bad_options_raise_one_sentence(arguments, sentence):
     result = run(*arguments)
     assert result.returncode == 1
     assert result.stderr.strip() == sentence

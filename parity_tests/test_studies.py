@@ -1,4 +1,4 @@
-"""`examples/train_classifier.py` and `compare_cells.py` as a user runs them, and their parts."""
+"""`examples/train_classifier.py` and `compare_cells.py` run as scripts, and their parts."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def finished(name, *arguments):
 
 
 def numbers(output, beginning):
-    """The numbers of each line that begins so."""
+    """Numbers of each line with this prefix."""
     lines = [line.strip() for line in output.splitlines() if line.strip().startswith(beginning)]
     assert lines, f"no line begins with {beginning!r}"
     number = r"(?<!\w)-?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?"
@@ -74,7 +74,7 @@ def test_train_classifier(tmp_path):
     assert numbers(output, "training  ") == [[800, 416]]
     assert numbers(output, "validation  ") == [[200, 95]]
     assert numbers(output, "parameters") == [[60098]]
-    # Lines of PyTorch's and JAX's training loss, training accuracy, validation loss and accuracy.
+    # Training loss, training accuracy, validation loss and accuracy, of PyTorch and of JAX.
     rows = numbers(output, "1   ")
     (masked, unmasked) = (np.reshape(row, (4, 2)) for row in rows)
     assert masked[0, 0] != masked[0, 1]
@@ -95,7 +95,7 @@ def test_train_classifier(tmp_path):
     assert_png(tmp_path / "new" / "solved.png")
 
 
-def test_a_curriculum_ends_when_its_own_batches_are_right(tmp_path):
+def test_a_curriculum_stage_ends_when_its_batches_are_right(tmp_path):
     from support import curriculum
 
     regime = curriculum.Regime(
@@ -119,7 +119,7 @@ def test_a_curriculum_ends_when_its_own_batches_are_right(tmp_path):
     assert learnt.accuracies[-20:] == [1.0] * 20
     assert learnt.compilations <= 2
 
-    # A run whose last stage is gone is as one killed before it: it ends with the same bits.
+    # A run without its last stage is like a run killed before it: it ends with the same bits.
     shutil.rmtree(tmp_path / "up_to_3")
     resumed = curriculum.learn("GRU", 0, regime, tmp_path, True, told.append)
     assert resumed.accuracies == learnt.accuracies
@@ -149,7 +149,7 @@ def test_compare_cells(tmp_path):
     assert output.count("not tested: no length above 50") == 2
     assert_png(tmp_path / "new" / "compare_cells.png")
 
-    # Killed after the first training, it trains the others again.
+    # After a kill following the first training, the other trainings run again.
     kept = tmp_path / "new" / "compare_cells_runs" / "results.json"
     trained = json.loads(kept.read_text())
     first, *others = trained
@@ -162,7 +162,7 @@ def test_compare_cells(tmp_path):
 
 
 def results(**accuracies):
-    """For each variant at T = 10 and T = 100; names as `LSTM` or `LSTM_open`."""
+    """Results of each variant at T = 10 and T = 100; names as `LSTM` or `LSTM_open`."""
     from support.memory import Result, Variant
 
     made = {}
@@ -211,7 +211,7 @@ def test_rules_of_thumb_follow_the_results():
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_an_example_deletes_nothing_that_is_not_its_own(resume, tmp_path):
+def test_an_example_deletes_only_its_own_files(resume, tmp_path):
     from support import runs
 
     @dataclasses.dataclass
@@ -234,7 +234,7 @@ def test_an_example_deletes_nothing_that_is_not_its_own(resume, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_and_wrong_options_take_one_sentence(name, tmp_path):
+def test_help_and_wrong_options_print_one_sentence(name, tmp_path):
     shown = finished(name, "--help")
     assert "--batch-size" in shown
     assert "--out" in shown

@@ -1,4 +1,4 @@
-"""The notebook's tasks: PyTorch's as its code draws them, NumPy's as the same tasks."""
+"""The notebook's tasks: PyTorch's with the notebook's random numbers, NumPy's with their own."""
 
 import hashlib
 
@@ -19,7 +19,7 @@ def digest(*tensors):
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()[:16]
 
 
-def test_pytorchs_token_sequences_are_the_notebooks():
+def test_pytorch_token_sequences_match_the_notebook():
     sequences, labels = torch_ref.data.create_synthetic_sequences(50, n_samples=1000)
     assert torch.bincount(labels).tolist() == [489, 511]
     assert sequences[0].tolist() == [17, 12, 13, 47, 18, 20, 20, 8, 22, 22, 6]
@@ -27,7 +27,7 @@ def test_pytorchs_token_sequences_are_the_notebooks():
     assert digest(torch.rand(3)) == "40712c2c590c8083"  # initial weights are drawn next
 
 
-def test_pytorchs_split_and_padding_are_the_notebooks():
+def test_pytorch_split_and_padding_match_the_notebook():
     sequences, labels = torch_ref.data.create_synthetic_sequences(50, n_samples=1000)
     train, validation = torch_ref.data.split_in_order(sequences, labels)
     inputs, labels = torch_ref.data.collate_batch(*train)
@@ -38,7 +38,7 @@ def test_pytorchs_split_and_padding_are_the_notebooks():
     assert (inputs[0, len(sequences[800]) :] == 0).all()
 
 
-def test_pytorchs_memory_task_is_drawn_from_the_global_generator():
+def test_pytorch_memory_task_uses_the_global_generator():
     torch.manual_seed(7)
     expected = torch.randn(4, 6, 1)
     torch.manual_seed(7)
@@ -68,7 +68,7 @@ def test_the_five_sequences_are_the_same_in_both():
     assert found.sum() == 25
 
 
-def test_numpys_memory_task_has_both_labels_and_only_the_first_step_tells():
+def test_numpy_memory_task_has_both_labels_set_by_the_first_step():
     x, labels = data.create_memory_task(seq_len=9, batch_size=200)
     np.testing.assert_array_equal(labels, x[:, 0, 0] > 0)
     agree = ((x[:, 1:, 0] > 0) == labels[:, None].astype(bool)).mean(axis=0)
@@ -79,7 +79,7 @@ def test_numpys_memory_task_has_both_labels_and_only_the_first_step_tells():
 @pytest.mark.parametrize(
     "draw", [data.create_synthetic_sequences, data.create_memory_task], ids=["sequences", "memory"]
 )
-def test_a_seed_repeats_and_another_does_not(draw):
+def test_equal_seeds_give_equal_data_and_others_do_not(draw):
     def drawn(seed):
         first, second = draw(seed=seed)
         return np.concatenate([*(np.ravel(a) for a in first), second]).tobytes()
@@ -88,7 +88,7 @@ def test_a_seed_repeats_and_another_does_not(draw):
     assert drawn((1, 0)) == drawn((1, 0))
 
 
-def test_pytorchs_arrays_are_taken_as_they_are():
+def test_pytorch_tensors_are_accepted():
     sequences, labels = torch_ref.data.create_synthetic_sequences(50, n_samples=20)
     padded, _ = torch_ref.data.collate_batch(sequences, labels)
     inputs, lengths = data.pad(sequences)
@@ -107,14 +107,14 @@ def test_pytorchs_arrays_are_taken_as_they_are():
         (lambda: data.create_memory_task(0), "needs seq_len >= 1 .* got 0 and 32"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(call, message):
+def test_invalid_arguments_raise_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 @pytest.fixture
 def batches():
-    """The first 60 of the notebook's sequences to train on, and the next 20."""
+    """The first 60 of the notebook's sequences for training, and the next 20."""
     sequences, labels = torch_ref.data.create_synthetic_sequences(50, n_samples=80)
     return [
         (*torch_ref.data.collate_batch(*part), None)
@@ -122,7 +122,7 @@ def batches():
     ]
 
 
-def test_the_notebooks_training_goes_the_same_way_in_jax(batches):
+def test_the_notebooks_training_matches_in_jax(batches):
     theirs = torch_ref.models.SequenceClassifier(50, 6, 8, 2).double()
     ours = models.SequenceClassifier(50, 6, 8, 2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     interchange.load_state_dict(ours, theirs.state_dict())
@@ -146,7 +146,7 @@ def test_the_notebooks_training_goes_the_same_way_in_jax(batches):
         np.testing.assert_allclose(scores, [h[epoch] for h in history], rtol=0, atol=1e-9)
 
 
-def test_the_notebooks_training_drops_out_in_training_only(batches):
+def test_the_notebooks_training_uses_dropout_in_training_only(batches):
     def train(p):
         torch.manual_seed(0)
         model = torch_ref.models.SequenceClassifier(50, 6, 8, 2)

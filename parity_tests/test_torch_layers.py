@@ -1,4 +1,4 @@
-"""Every kind of layer against `torch.nn`, on packed sequences, with every gradient."""
+"""All kinds of layer against `torch.nn`, on packed sequences, with every gradient."""
 
 import copy
 import itertools
@@ -56,7 +56,7 @@ def test_the_case_table_in_float64(kind, layers, bidirectional, bias, batch_firs
     options = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
     theirs, ours = pair(kind, num_layers=layers, **options)
     x, hx = arguments(theirs, 7)
-    # PyTorch packs no empty rows: those of length 0 are compared in a test of their own.
+    # PyTorch cannot pack empty rows, so a separate test compares rows of length 0.
     lengths = np.array([3, 7, 1, 5]) if ragged else None
     assert_parity(theirs, ours, x, hx=hx, lengths=lengths, dtype="float64")
 
@@ -82,7 +82,7 @@ def test_rows_of_length_zero(kind):
 
 
 def test_the_derivative_of_relu_at_zero_is_zero():
-    """Where every sum is exactly 0: no bias, no state, no input."""
+    """All sums are exactly 0: no bias, no state, no input."""
     theirs, ours = pair("RNN relu", bias=False)
     assert_parity(theirs, ours, np.zeros((3, B, I)), dtype="float64")
 
@@ -108,7 +108,8 @@ def test_a_thousand_steps(kind, dtype):
     theirs, ours = pair(kind, hidden=16)
     x, hx = arguments(theirs, 1000, batch=2)
     if kind == "RNN relu":
-        # Unbounded states: the loss sums a thousand of them, so it is judged by float64 alone.
+        # The states are unbounded and the loss sums a thousand of them, so only float64 is
+        # compared.
         hx, x = 0.1 * hx, 0.1 * x
     assert_parity(theirs, ours, x, hx=hx, lengths=np.array([1000, 777]), dtype=dtype)
 
@@ -124,7 +125,7 @@ def test_no_initial_state_and_no_batch(kind):
 
 @every_kind
 def test_dropout_of_zero_and_of_one(kind):
-    """Between layers, never on the last layer's outputs, and before h_n only of the layer above."""
+    """Dropout acts between layers: not on the last outputs, and on h_n only of later layers."""
     for p in (0.0, 1.0):
         theirs, ours = pair(kind, num_layers=3, bidirectional=True, dropout=p)
         x, hx = arguments(theirs, 4)
@@ -133,7 +134,7 @@ def test_dropout_of_zero_and_of_one(kind):
 
 
 def gradients_in_torch(theirs, x, weight, dtype):
-    """The output and every gradient of <weight, output>, computed in `dtype`, as float64."""
+    """Output and every gradient of <weight, output>, computed in `dtype`, as float64."""
     theirs = copy.deepcopy(theirs).to(dtype)
     output, _ = theirs(torch.tensor(x, dtype=dtype))
     (output * torch.tensor(weight, dtype=dtype)).sum().backward()
@@ -144,7 +145,7 @@ def gradients_in_torch(theirs, x, weight, dtype):
 @pytest.mark.parametrize("scale", [1.0, 2.0, 8.0])
 @every_kind
 def test_our_error_is_within_three_times_pytorchs_own(kind, scale):
-    """In float32 against float64, over many draws: the ratio of single ones is one of extremes.
+    """float32 against float64 over many draws, because the ratio of a single draw varies widely.
 
     At eight times the default weights a recurrence is chaotic, and PyTorch disagrees with itself.
     """
@@ -203,8 +204,8 @@ def test_single_steps_of_the_cells(cell, bias, dtype):
 
 
 @pytest.mark.parametrize("kind", ["RNN tanh", "GRU", "LSTM"])
-def test_a_layer_is_its_cell_in_a_loop(kind):
-    """Our cells hold the layer's weights: the same steps by hand give the same states."""
+def test_a_layer_equals_a_loop_over_its_cell(kind):
+    """Cells with the layer's weights give the same states in a loop."""
     _, ours = pair(kind)
     name = KINDS[kind][0]
     cell = getattr(jaxrnn, f"{name}Cell")(I, H, rngs=nnx.Rngs(1))

@@ -1,4 +1,4 @@
-"""PyTorch's own samples and negative cases for its six recurrent classes, run on ours."""
+"""PyTorch's own samples and negative cases for its six recurrent classes, run on jaxrnn."""
 
 import inspect
 import re
@@ -37,7 +37,7 @@ def case_list(make):
 
 
 def construct(name, given, **ours):
-    """PyTorch's module and ours by the same arguments; `device` and `dtype` are PyTorch's alone."""
+    """Both modules from the same arguments; `device` and `dtype` go to PyTorch alone."""
     kwargs = {k: v for k, v in given.kwargs.items() if k not in ("device", "dtype")}
     return getattr(jaxrnn, name)(*given.args, **kwargs, **ours, rngs=nnx.Rngs(0))
 
@@ -56,7 +56,7 @@ def test_pytorch_still_has_its_samples():
 
 @pytest.mark.parametrize(("name", "index"), SAMPLES)
 def test_sample(name, index):
-    """In training mode with every gradient; in eval mode the outputs."""
+    """Training mode with every gradient; the outputs in evaluation mode."""
     for training in (True, False):
         sample = list(samples(name, training))[index]
         given, forward = sample.constructor_input, sample.forward_input
@@ -100,7 +100,7 @@ def test_pytorch_still_has_its_error_inputs():
 
 @pytest.mark.parametrize(("name", "index"), ERRORS)
 def test_error_input(name, index):
-    """PyTorch's exception type and phrase, as its own test asks for them."""
+    """The exception has PyTorch's type and message, as PyTorch's own test requires."""
     case = error_samples(name)[index]
     given, forward = (
         case.module_error_input.constructor_input,
@@ -115,12 +115,12 @@ def test_error_input(name, index):
         args = [jax.tree.map(jnp.asarray, a) for a in to_numpy(forward.args)]
         with pytest.raises(case.error_type, match=pattern) as caught:
             ours(*args)
-    assert "`" in str(caught.value)  # and a sentence of ours after PyTorch's
+    assert "`" in str(caught.value)  # followed by our own sentence
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_signatures_begin_as_pytorchs(name):
-    """Names, order and defaults; what follows is keyword-only and Flax's."""
+def test_signatures_begin_like_pytorchs(name):
+    """Names, order and defaults agree; the rest is keyword-only."""
     ours = inspect.signature(getattr(jaxrnn, name).__init__).parameters
     positional = [p for p in list(ours.values())[1:] if p.kind is p.POSITIONAL_OR_KEYWORD]
     source = inspect.getsource(getattr(torch.nn, name))
@@ -130,5 +130,5 @@ def test_signatures_begin_as_pytorchs(name):
     defaults = ["" if p.default is p.empty else str(p.default) for p in positional]
     got = list(zip([p.name for p in positional], defaults, strict=True))
     if name in ("RNN", "GRU"):
-        assert got.pop() == ("proj_size", "0")  # PyTorch takes it by keyword, only to refuse it
+        assert got.pop() == ("proj_size", "0")  # PyTorch accepts the keyword, then rejects it
     assert got == theirs

@@ -31,7 +31,7 @@ def twins():
     ours = models.SpeakerClassifier(
         3, 5, CLASSES, num_layers=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
     )
-    # The bias starts at 0, where a swap would not be seen.
+    # The bias is initially 0, which would hide swapped biases.
     ours.fc.bias[...] = jnp.linspace(-1.0, 1.0, CLASSES, dtype=jnp.float64)
     theirs = torch_ref.models.SpeakerClassifier(3, 5, CLASSES, num_layers=2).double()
     theirs.load_state_dict(
@@ -71,7 +71,7 @@ def assert_same(ours, theirs, bound):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("optimizers", [sgd, adamw])
 @pytest.mark.parametrize("steps", [1, 20])
-def test_a_step_is_pytorchs(batches, twins, optimizers, steps, smoothing):
+def test_a_step_matches_pytorch(batches, twins, optimizers, steps, smoothing):
     ours, theirs = twins
     before = interchange.state_dict(ours)
     optimizer, reference = optimizers(0.05, ours, theirs)
@@ -116,7 +116,7 @@ def test_evaluation_counts_rows_and_not_batches(batches, twins):
     assert mine == pytest.approx(training.evaluate(ours, together, metrics=metrics(training)))
 
 
-def test_evaluation_is_without_dropout_and_leaves_the_mode():
+def test_evaluation_has_no_dropout_and_keeps_the_mode():
     class Dropped(nnx.Module):
         def __init__(self):
             self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
@@ -132,7 +132,7 @@ def test_evaluation_is_without_dropout_and_leaves_the_mode():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_cross_entropy_is_pytorchs(smoothing):
+def test_cross_entropy_matches_pytorch(smoothing):
     rng = np.random.default_rng(1)
     logits, labels = 30 * rng.standard_normal((8, 5)), rng.integers(0, 5, 8)
     expected = torch.nn.functional.cross_entropy(
@@ -158,7 +158,7 @@ def test_a_second_step_of_a_shape_compiles_nothing(batches, twins, compilations)
     assert compilations() == compiled
 
 
-LOGITS = np.zeros((2, 3, 3), np.float32)  # T = C, where a wrong axis would not be seen
+LOGITS = np.zeros((2, 3, 3), np.float32)  # T = C, so shapes do not reveal a wrong axis
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ LOGITS = np.zeros((2, 3, 3), np.float32)  # T = C, where a wrong axis would not 
         (lambda: training.masked_mean(np.ones(2), np.ones(2, int)), r"shape \(B, T, \.\.\.\)"),
     ],
 )
-def test_losses_refuse_other_shapes_in_a_sentence(call, message):
+def test_losses_refuse_other_shapes_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -195,7 +195,7 @@ def test_accuracy_at_each_step_counts_true_steps_alone():
     assert float(training.accuracy(logits, labels)) == pytest.approx(right.mean())
 
 
-def test_losses_are_pytorchs():
+def test_losses_match_pytorch():
     rng = np.random.default_rng(0)
     outputs, labels = rng.standard_normal((4, 3)), rng.integers(0, 2, (4, 3)).astype(float)
     x, y = torch.from_numpy(outputs), torch.from_numpy(labels)
@@ -206,7 +206,7 @@ def test_losses_are_pytorchs():
         np.testing.assert_allclose(float(ours(outputs, labels)), float(theirs(x, y)), rtol=1e-14)
 
 
-def test_ctc_is_pytorchs():
+def test_ctc_matches_pytorch():
     rng = np.random.default_rng(0)
     logits, labels = rng.standard_normal((3, 6, 4)), [[1, 2], [3], [2, 2, 1]]
     lengths = np.array([6, 2, 5], np.int32)
@@ -218,11 +218,11 @@ def test_ctc_is_pytorchs():
         torch.tensor([len(row) for row in labels]),
         reduction="none",
     )
-    # optax stands for log 0 with -1e5.
+    # optax uses -1e5 for log 0.
     assert float(training.ctc_loss(logits, batch)) == pytest.approx(float(expected.mean()), 1e-6)
 
 
-def test_a_label_that_is_no_class_makes_the_loss_nan():
+def test_a_label_outside_the_classes_makes_the_loss_nan():
     assert np.isnan(training.cross_entropy(LOGITS[0], np.array([0, 1, 3])))
     assert np.isnan(training.cross_entropy(LOGITS[0], np.array([0, -1, 2])))
 

@@ -1,4 +1,4 @@
-"""The modules under every JAX and Flax transformation, as an argument and closed over."""
+"""Modules under all JAX and Flax transformations, as arguments and closed over."""
 
 import functools
 from functools import partial
@@ -91,7 +91,7 @@ def test_jvp_and_hessian(make, closed_over):
 
 
 @every_layer
-def test_vmap_over_inputs_closed_over_is_the_batch(make):
+def test_vmap_over_inputs_equals_the_batch(make):
     module, (x, lengths) = build(make), inputs()
     output, state = module(x, lengths=lengths)
     got = jax.vmap(lambda x, n: module(x, lengths=n), in_axes=(1, 0), out_axes=1)(x, lengths)
@@ -206,7 +206,7 @@ def test_dropout_in_training_works_under_every_jit():
     module = jaxrnn.LSTM(I, H, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0, dropout=1), **F64)
     x, lengths = inputs()
     run = nnx.jit(lambda m, x: m(x, lengths=lengths)[0])
-    assert np.abs(run(module, x) - run(module, x)).max() > 1e-3  # the stream moves on
+    assert np.abs(run(module, x) - run(module, x)).max() > 1e-3  # the random stream advances
     closed = jax.jit(lambda x, key: module(x, lengths=lengths, rngs=nnx.Rngs(dropout=key))[0])
     a, b = (closed(x, jax.random.key(k)) for k in (0, 1))
     assert np.abs(a - b).max() > 1e-3
@@ -229,15 +229,15 @@ def test_cells_under_jit_vmap_grad_and_jvp(kind):
 
 
 def test_a_module_with_dropout_is_differentiated_by_nnx():
-    """Its random state is an integer leaf, which `jax.grad` refuses, in eval too."""
+    """Its random state is an integer leaf, which `jax.grad` rejects, even in evaluation mode."""
     module = jaxrnn.LSTM(I, H, 2, dropout=0.5, rngs=nnx.Rngs(0), **F64)
     with pytest.raises(TypeError, match="grad requires real"):
         jax.grad(loss)(module, *inputs())
     assert len(jax.tree.leaves(nnx.grad(loss)(module, *inputs()))) == 8
 
 
-def test_in_eval_dropout_is_no_obstacle():
-    """Random state cannot be differentiated, so the module is closed over, or left to nnx.grad."""
+def test_gradients_of_a_module_with_dropout_in_eval():
+    """The module is closed over, or differentiated by nnx.grad, because of its random state."""
     module = build(partial(jaxrnn.LSTM, I, H, num_layers=2, dropout=0.5, **F64))
     x, lengths = inputs()
     wanted, in_x = jax.value_and_grad(lambda x: loss(module, x, lengths))(x)
@@ -278,8 +278,8 @@ def test_a_second_call_with_the_same_shapes_compiles_nothing(make, compilations)
     assert step._cache_size() == 1
 
 
-def test_outside_jit_a_second_call_compiles_nothing_either(compilations):
-    # Of a size that no other test has compiled.
+def test_outside_jit_a_second_call_compiles_nothing(compilations):
+    # A size that no other test has compiled.
     module, (x, lengths) = jaxrnn.GRU(I, 11, 2, rngs=nnx.Rngs(0), **F64), inputs()
     calls = (lambda: loss(module, x, lengths), lambda: jax.grad(loss)(module, x, lengths))
     for call in calls:
@@ -308,7 +308,7 @@ def test_outside_jit_a_new_length_of_sequence_compiles_one_program(strategy, com
 
 
 def test_a_function_as_a_strategy_is_called_every_time():
-    """It may close over what changes: here a scale, as a training step would change it."""
+    """It may close over a changing value: here a scale, as a training step might change it."""
     scale = nnx.Param(jnp.ones(()))
 
     def scaled(cell, weights, x, carry, mask=None, **options):

@@ -1,4 +1,4 @@
-"""A classifier and its PyTorch twin trained side by side, for the tests and the table."""
+"""Parallel training of a classifier and its PyTorch counterpart, for the tests and the table."""
 
 import optax
 import torch
@@ -11,7 +11,7 @@ RATE = 0.1
 
 
 def compare_classifiers(theirs, ours, batches, steps, *, lengths=None, clip, max_norm):
-    """`compare_training` on batches (inputs, labels), by SGD with gradients clipped.
+    """`compare_training` on batches (inputs, labels), with SGD and clipped gradients.
 
     The loss is the cross entropy of the logits, or of a sequence's last output.
     """
