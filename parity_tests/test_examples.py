@@ -141,7 +141,7 @@ def test_help_and_wrong_options_print_one_sentence(name, tmp_path):
     ],
 )
 def test_a_missing_package_raises_one_sentence(name, missing, sentence, tmp_path):
-    # tyro itself uses torch if it is installed, so `find_spec` hides it instead.
+    # tyro inspects `sys.modules['torch']`, so `find_spec` hides PyTorch instead.
     absent = f"sys.modules[{missing!r}] = None"
     if missing == "torch":
         absent = "importlib.util.find_spec = lambda name: None if name == 'torch' else name"

@@ -223,7 +223,7 @@ def test_vmap_counts_sweeps_separately(inner):
         assert_close(alone, Scan()(cells.rnn_tanh, *args))
 
 
-def test_a_strategy_without_a_recurrence_runs_the_chunks():
+def test_reference_runs_the_chunks():
     cell, *args = forgets()
     wanted = jax.jit(partial(answers, Scan(), cell, None))(*args)
     for sweeps in (1, CHUNKS):
