@@ -1,9 +1,9 @@
-"""The CUDA kernels alone, in every form that `plan.cc` could choose for a problem.
+"""Times of the CUDA kernels alone, in every form that `plan.cc` could choose for a problem.
 
     python benchmarks/gpu_forms.py [--seconds 90] [--out benchmarks/results]
 
-Each line of gpu-forms.jsonl is one form at one point, in microseconds a step. The rules of
-`jaxrnn/native/cuda/plan.cc` are read off these.
+Each line of gpu-forms.jsonl is one form at one point, in microseconds per step. The rules of
+`jaxrnn/native/cuda/plan.cc` are derived from these times.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 WORKERS = 12
 STEPS = 384
-# Digits: unit tiles, row tiles, warps, CTAs that split K, CTAs on an SM; 0 is what plan.cc chooses.
+# Digits: unit tiles, row tiles, warps, CTAs that split K, CTAs on an SM; 0 is plan.cc's choice.
 FORMS = (0, 11411, 21811, 11811, 21411, 41811, 12811, 22811, 11412, 21412, 11821, 21821, 21841)
 NUMBERS = {"lstm": 2, "gru": 3, "tanh": 0}
 DTYPES = ("bfloat16", "float32", "highest")
@@ -28,7 +28,7 @@ BATCHES = 16, 64, 256
 
 
 def measure(cell: str, dtype: str, hidden: int, is_adjoint: bool, form: int, batch: int, turn):
-    """Microseconds a step of one launch after another."""
+    """Microseconds per step of consecutive launches."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -71,14 +71,14 @@ def measure(cell: str, dtype: str, hidden: int, is_adjoint: bool, form: int, bat
     attributes = {k: np.int32(v) for k, v in named.items()} | {"reverse": False}
     compiled = jax.jit(lambda *a: call(*a, **attributes)).lower(*arguments).compile()
     if form == 0 or batch == BATCHES[0]:
-        jax.block_until_ready(compiled(*arguments))  # loads the instance, in nobody's turn
+        jax.block_until_ready(compiled(*arguments))  # loads the instance, without taking a turn
     with turn:
         arguments = jax.device_put(arguments)
         return timed(compiled, arguments) / STEPS * 1e6
 
 
 def fits(cell: str, dtype: str, hidden: int, is_adjoint: bool, form: int, batch: int) -> bool:
-    """Whether there is a plan for a Hopper GPU."""
+    """True if there is a plan for a Hopper GPU."""
     from jaxrnn.native import cuda
 
     problem = NUMBERS[cell], DTYPES.index(dtype), hidden, batch, int(is_adjoint), 0

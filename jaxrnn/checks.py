@@ -49,7 +49,7 @@ def array(name: str, value: Any) -> Array:
             said = f"a tuple of {len(value)}: pass lengths as `lengths=` and states as `hx=`"
         elif isinstance(value, list):
             said = (
-                "a list that makes none: pad sequences of several lengths with `jaxrnn.data.pad`"
+                "a ragged list: pad sequences of several lengths with `jaxrnn.data.pad`"
                 " and pass their `lengths=`"
             )
         else:

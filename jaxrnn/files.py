@@ -139,7 +139,7 @@ def read(
         refuse(damaged)
     for name, array in arrays.items():
         if array.dtype == np.bool_ and set(_bytes(array)) - {0, 1}:
-            refuse(f"`{escaped(name)}` is boolean and holds something else")
+            refuse(f"`{escaped(name)}` is boolean and has bytes other than 0 and 1")
     return arrays
 
 
@@ -171,7 +171,7 @@ def _header(
         refuse(f"its header is not JSON that safetensors allows ({type(error).__name__})")
     metadata = header.pop("__metadata__", {})
     if not _is_strings(metadata):
-        refuse("its metadata are not strings by name")
+        refuse("its metadata is not a mapping of names to strings")
     specs = {}
     for name, entry in header.items():
         if (spec := _spec(entry)) is None:

@@ -115,7 +115,7 @@ def test_training_with_a_gradient_that_cancels():
             theirs,
             ours,
             [(X[0],)],
-            # A tiny eps: Adam makes a whole step of what is rounding.
+            # With a tiny eps, Adam turns rounding noise into full steps.
             lambda parameters: torch.optim.Adam(parameters, lr=1e-2, eps=1e-30),
             optax.adam(rate, eps=1e-30),
             train=True,

@@ -326,7 +326,7 @@ def test_pickles_are_never_opened(path):
 
 def test_boolean_bytes(path):
     path.write_bytes(header('{"w":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}', b"\1\2"))
-    with pytest.raises(ValueError, match="`w` is boolean and holds something else"):
+    with pytest.raises(ValueError, match="`w` is boolean and has bytes other than 0 and 1"):
         files.read(path, lambda specs: None)
 
 

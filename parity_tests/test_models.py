@@ -120,7 +120,7 @@ def test_training_with_clipping_matches_pytorch(case, steps):
 @pytest.mark.parametrize(
     "clip", [optax.clip_by_global_norm, lambda max_norm: optax.identity()], ids=["optax", "none"]
 )
-def test_optax_clipping_differs_after_one_step(clip):
+def test_a_different_clipping_is_detected_after_one_step(clip):
     assert not train("VanillaRNN", 1, clip).ok
 
 

@@ -257,7 +257,7 @@ REFUSALS = {
     "a list of sequences": (
         lambda: lstm()([np.ones((5, 3), np.float32), np.ones((2, 3), np.float32)]),
         TypeError,
-        "`LSTM(input_size=3)` needs one array as input, got a list that makes none: pad sequences "
+        "`LSTM(input_size=3)` needs one array as input, got a ragged list: pad sequences "
         "of several lengths with `jaxrnn.data.pad` and pass their `lengths=`.",
     ),
     "no input": (

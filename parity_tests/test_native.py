@@ -274,7 +274,7 @@ per_device = jax.shard_map(
 )
 np.testing.assert_allclose(jax.jit(per_device)(split, rows), wanted, rtol=1e-6)
 
-# Where types say which device has what: gradients too, of strategies and of a module without hx.
+# With types that describe the placement: also gradients, of strategies and a module without hx.
 def loss(strategy, weights, x, h):
     return (strategy(cells.gru, weights, x, (h,))[0] ** 2).sum()
 

@@ -65,10 +65,11 @@ def load_safetensors(
     prefix: str = "",
     rename: Callable[[str], str | None] | None = None,
 ) -> IncompatibleKeys:
-    """Read a safetensors file, ours or PyTorch's, into a module: `load_state_dict` from a file.
+    """Loads a safetensors file, from jaxrnn or PyTorch, into a module, as `load_state_dict` does.
 
-    A file of ours carries a digest, and is refused if one bit of it has changed. Files of others
-    carry none, so damage to their data cannot be seen. Pickles (`.pt`, `.pth`) are never opened.
+    Files from `save_safetensors` contain a digest, and are rejected if a single bit has changed.
+    Other files contain none, so damage to their data goes unnoticed. Pickles (`.pt`, `.pth`) are
+    never opened.
 
     Args:
         module: the module, changed in place.

@@ -25,7 +25,7 @@ from jaxrnn.testing.values import (
 
 
 def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
-    """A context that enables float64 if `dtype` needs it, whatever the global flag."""
+    """A context that enables float64 if `dtype` needs it, regardless of the global flag."""
     return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
 
 

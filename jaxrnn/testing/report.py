@@ -10,7 +10,7 @@ class Report:
     """The rows of a comparison; `report["h_n"]` is a row, `str(report)` the table.
 
     Attributes:
-        title: names of the modules, the dtype and the number of steps.
+        title: PyTorch class, dtype and number of steps of the comparison.
         rows: one for each output, state, loss and gradient.
         suspects: if the modules disagree, one sentence for each setting that differs between them.
     """

@@ -94,10 +94,10 @@ def fit(
         data: a function that maps an epoch, counted from 0, to its batches. It must return the same
             batches each time that it is called with the same epoch, so its order and its noise must
             depend on the epoch alone. Sequences of few different lengths compile few steps: see
-            `buckets` in `jaxrnn.data.batches`. Or an iterable (a list, a loader, a generator),
-            consumed once in each epoch. Resuming makes the batches of the current epoch again up to
-            the checkpoint. With an iterable, resuming makes all batches of all epochs up to it, and
-            the iterable must begin with the same batches in a new process.
+            `buckets` in `jaxrnn.data.batches`. Alternatively an iterable (a list, a loader, a
+            generator), consumed once in each epoch. Resuming a run makes the batches of the current
+            epoch again up to the checkpoint. With an iterable it makes all batches of all epochs up
+            to the checkpoint, and the iterable must begin with the same batches in a new process.
         epochs: total number of epochs, including those before a resumption.
         loss: scalar function of the outputs and the batch; see `jaxrnn.training.losses`. Reuse one
             function in several runs, because each new function is compiled anew.
