@@ -55,6 +55,7 @@ CASES = {
     "split K": case(LSTM, cuda.FLOAT32, 64, 5, form=11221, sms=16),
     "split K and sub-tiles": case(GRU, cuda.BF16, 64, 19, form=11121, sms=8),
     "two tiles of units and of rows": case(LSTM, cuda.BF16, 64, 37, form=22211, sms=8),
+    "warps without a cell": case(LSTM, cuda.TF32, 128, 5, form=11811),
     "cells that do not fill the threads": case(GRU, cuda.BF16, 192, 17, form=21611, sms=24),
 }
 

@@ -308,7 +308,8 @@ def test_checkpoint_keeps_less_of_a_long_sequence():
 
     scan = strategies.Scan()
     outputs = x.shape[0] * B * H * x.dtype.itemsize
-    assert bytes_of(strategies.Checkpoint(64, scan)) < 4 * outputs < 6 * outputs < bytes_of(scan)
+    # The difference: on a GPU the products' library adds a workspace to both.
+    assert bytes_of(strategies.Checkpoint(64, scan)) + 2 * outputs < bytes_of(scan)
 
 
 def test_what_checkpoint_and_scan_refuse():

@@ -145,7 +145,10 @@ DEVICE void adjoint(const Arguments& p) {
     const int t = order.step(now.i);
 #pragma unroll
     for (int k = 0; k < THREAD_CELLS; k++) {
-      if (!place.has(k)) continue;
+      if (!place.has(k)) {
+        let_idle_warps_go<F>(true);
+        continue;
+      }
       const int cell = now.s * F::CELLS + place.cell_of(k), unit = place.unit[k];
       const int b = place.row_of_batch(k, now.s), row = t * batch + b;
       const bool here = place.is_here(k, now.s), runs = saved[k].from != HELD;
@@ -171,6 +174,7 @@ DEVICE void adjoint(const Arguments& p) {
           store_shared_result(to + g * H + unit, bits_of(v));
         }
       }
+      let_idle_warps_go<F>(false);
       if (F::CELL == GRU && here) put(row_of<H>((io*)p.d_gx_n, row) + unit, d_gx_n);
       if (F::IS_RAGGED && saved[k].from == START) {
         const size_t at = (size_t)b * H + unit;

@@ -39,7 +39,7 @@ struct Warp {
 struct Cluster;
 struct Cta {
   std::vector<unsigned char> smem;
-  Barrier barrier;
+  Barrier barrier, second;
   Cluster* cluster;
   int id, threads;
 };
@@ -205,6 +205,14 @@ static float exp2_fast(float x) { return exp2f(x); }
 static float reciprocal(float x) { return 1.f / x; }
 static void sync_cta() { wait_for(current->cta->barrier, current->cta->threads); }
 static void sync_warp() {}
+static void pass_second(int threads) {
+  Barrier& second = current->cta->second;
+  progress++;
+  if (++second.arrived < threads) return;
+  second.arrived = 0;
+  second.generation++;
+}
+static void wait_second(int threads) { wait_for(current->cta->second, threads); }
 static void sync_cluster() { wait_for(current->cta->cluster->barrier, current->cta->cluster->threads); }
 static u32 smem_address(const void* p) {
   return u32(static_cast<const unsigned char*>(p) - current->cta->smem.data());

@@ -33,6 +33,8 @@ struct Form {
   static constexpr int ROWS = 16 * ROW_TILES;
   // A step's cells, 128 to a tile of rows and units, and how many of them a thread has.
   static constexpr int CELLS = 128 * UNIT_TILES * ROW_TILES, THREAD_CELLS = (CELLS + THREADS - 1) / THREADS;
+  // Warps without a cell would poll while the others work, and be in their way.
+  static constexpr bool HAS_IDLE_WARPS = CELLS < THREADS;
   // Sums that run beside each other where a tile alone would wait for the MMA before.
   static constexpr int SUMS = TILES * ROW_TILES >= (IS_ADJOINT ? 4 : 3) ? 1 : TILES * ROW_TILES == 2 ? 2 : 4;
   // Of three TF32 products: whether there are too few registers to keep both parts of every weight.

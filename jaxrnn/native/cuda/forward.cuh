@@ -115,7 +115,10 @@ DEVICE void forward(const Arguments& p) {
     const int t = order.step(now.i);
 #pragma unroll
     for (int k = 0; k < THREAD_CELLS; k++) {
-      if (!place.has(k)) continue;
+      if (!place.has(k)) {
+        let_idle_warps_go<F>(true);
+        continue;
+      }
       const int cell = now.s * F::CELLS + place.cell_of(k), unit = place.unit[k];
       const int row = t * batch + place.row_of_batch(k, now.s);
       const bool here = place.is_here(k, now.s), runs = here && (!F::IS_RAGGED || inputs[k].from != HELD);
@@ -140,6 +143,7 @@ DEVICE void forward(const Arguments& p) {
       } else if (here) {
         store_shared_result(row_of<F::K_WORDS>((u32*)p.ys, row) + unit, bits_of(y));
       }
+      let_idle_warps_go<F>(false);
       h_of[cell] = h;
       c_of[cell] = c;
       if (GATES > 1 && p.gates && here) {

@@ -27,7 +27,15 @@ std::optional<Form> fit(const Problem& p, Form form) {
   if (p.hidden % units != 0 || p.hidden / units % form.k_split != 0) return {};
   const int all_blocks = blocks_of(p);
   if (all_blocks % form.k_split != 0) return {};
-  if (form.warps == 0) form.warps = largest_divisor(all_blocks / form.k_split, 8);
+  if (form.warps == 0) {
+    // Four warps have a cell for each thread of a tile; of eight, half would wait for the others.
+    const int of_four = all_blocks / form.k_split / 4;
+    if (form.unit_tiles * form.row_tiles == 1 && of_four <= 8) {
+      form.warps = 4;
+      if (const auto four = fit(p, form); four && four->chunk == of_four) return four;
+    }
+    form.warps = largest_divisor(all_blocks / form.k_split, 8);
+  }
   if (all_blocks % (form.k_split * form.warps) != 0) return {};
 
   const int blocks = all_blocks / form.k_split / form.warps;
@@ -86,10 +94,10 @@ std::optional<Plan> lay(const Problem& p, const Form& form, int ctas, int smem) 
   return plan;
 }
 
-// The rules were measured on an H200; benchmarks/gpu.py measures them again. A step costs one exchange,
-// which grows with the CTAs of a group, and then one pass for each sub-tile. So: the fewest units a CTA
-// with which the groups cover the batch in one pass, but at most 64 CTAs a group where that can be; if no
-// instance covers the batch, the most units.
+// The rules were read off benchmarks/results/gpu-forms-2026-11-26.jsonl (an H100). A step costs one
+// exchange, which grows with the CTAs of a group, and one pass for each sub-tile. So: the fewest units a
+// CTA with which the groups cover the batch in one pass, but not too many CTAs in a group where that can
+// be; if no instance covers the batch, the most units.
 std::optional<Plan> choose(const Problem& p, const Device& device, int wanted) {
   const auto plan_of = [&](Form form) -> std::optional<Plan> {
     const std::optional<Form> fits = fit(p, form);
@@ -97,8 +105,12 @@ std::optional<Plan> choose(const Problem& p, const Device& device, int wanted) {
   };
   if (wanted != 0) return plan_of(parse(wanted));
 
-  // The adjoint of many units reads most: a cluster that splits K reads half as much.
-  const int k_split = device.clusters && p.adjoint && p.hidden > (p.precision == BF16 ? 768 : 512) ? 2 : 1;
+  // The adjoint of many units reads most: a cluster that splits K reads half as much, or a quarter.
+  const bool reads_much = device.clusters && p.adjoint && blocks_of(p) >= 96;
+  const bool is_quick = p.precision != FLOAT32;  // three products take so long that they are better spread
+  if (reads_much && is_quick && blocks_of(p) >= 128 && p.rows <= 16)
+    if (auto four = plan_of({2, 1, 0, 4, 1, 0})) return four;
+  const int k_split = reads_much ? 2 : 1;
   std::vector<Plan> plans;
   for (int unit_tiles : {1, 2, 4})
     if (auto plan = plan_of({unit_tiles, 1, 0, k_split, 1, 0})) plans.push_back(*plan);
@@ -106,22 +118,24 @@ std::optional<Plan> choose(const Problem& p, const Device& device, int wanted) {
 
   const auto passes = [&](const Plan& plan) { return plan.sub_tiles * up(p.rows, plan.launch_rows); };
   const auto group_ctas = [&](const Plan& plan) { return p.hidden / (8 * plan.form.unit_tiles); };
-  const int least = p.rows >= 64 && p.hidden >= 256 ? 2 : 1;  // unit tiles: more rows, fewer readers
-  for (const Plan& plan : plans)
-    if (passes(plan) == 1 && group_ctas(plan) <= 64 && plan.form.unit_tiles >= least) return plan;
-  for (const Plan& plan : plans)
-    if (passes(plan) == 1) return plan;
+  // More rows, fewer readers.
+  const int least = p.rows >= 64 && p.hidden >= 256 && (p.adjoint || p.precision == BF16) ? 2 : 1;
+  for (int limit : {p.adjoint && is_quick ? 48 : 64, 64, device.sms})
+    for (const Plan& plan : plans)
+      if (passes(plan) == 1 && group_ctas(plan) <= limit && plan.form.unit_tiles >= (limit == device.sms ? 1 : least))
+        return plan;
 
   Plan best = plans.back();
   for (const Plan& plan : plans)
     if (passes(plan) < passes(best)) best = plan;
   // Two CTAs on an SM take turns: one computes while the other waits.
-  if (!p.adjoint && p.precision == BF16 && gates_of(p.cell) > 1)
+  if (!p.adjoint && p.precision == BF16 && gates_of(p.cell) > 1 && p.hidden <= 512)
     for (int unit_tiles : {2, 1})
       if (auto two = plan_of({unit_tiles, 1, 4, 1, 2, 0}); two && passes(*two) <= passes(best)) return two;
   // Two tiles of rows share each weight that is read from a register.
-  if (auto two = plan_of({best.form.unit_tiles, 2, 0, k_split, 1, 0}); two && 2 * passes(*two) <= passes(best) + 1)
-    return two;
+  if (p.adjoint && p.precision != BF16)
+    if (auto two = plan_of({best.form.unit_tiles, 2, 0, k_split, 1, 0}); two && 2 * passes(*two) <= passes(best) + 1)
+      return two;
   return best;
 }
 

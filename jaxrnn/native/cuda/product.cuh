@@ -215,6 +215,14 @@ struct Meeting {
   }
 };
 
+// Between a turn's stores and its next polls, where some warps have no cell.
+template <class F>
+DEVICE void let_idle_warps_go(bool is_idle) {
+  if (!F::HAS_IDLE_WARPS) return;
+  if (is_idle) wait_second(F::THREADS);
+  else pass_second(F::THREADS);
+}
+
 template <class F>
 DEVICE void clear(typename Chunk<F>::Sums& sums) {
 #pragma unroll

@@ -100,6 +100,9 @@ DEVICE float float_of(u32 x) { return __uint_as_float(x); }
 
 DEVICE void sync_cta() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
+// A second barrier of the CTA: some warps pass it at once, the others wait for them.
+DEVICE void pass_second(int threads) { asm volatile("bar.arrive 1, %0;" ::"r"(threads) : "memory"); }
+DEVICE void wait_second(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
 DEVICE void sync_cluster() {
   HOPPER(asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
          asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");)
