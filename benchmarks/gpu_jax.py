@@ -52,15 +52,14 @@ def measure(task: Any, turn: Any) -> dict[str, Any]:
 
 
 def timed(call: Any, arguments: Any) -> float:
-    """Seconds per call: the median over several runs of several calls."""
-    for _ in range(2):
-        jax.block_until_ready(call(*arguments))
+    """Seconds of one call: the median of several runs of several calls."""
+    jax.block_until_ready(call(*arguments))
     began = time.perf_counter()
     jax.block_until_ready(call(*arguments))
     once = time.perf_counter() - began
     inner = max(1, min(10, int(0.01 / once)))
     times = []
-    for _ in range(5 if once < 0.1 else 2):
+    for _ in range(5 if once < 0.03 else 3):
         began = time.perf_counter()
         for _ in range(inner):
             result = call(*arguments)

@@ -7,6 +7,7 @@ import pytest
 
 from jaxrnn import cells, strategies
 from jaxrnn.cells import Weights
+from jaxrnn.checks import InputError
 from jaxrnn.native import cuda as device_code
 from jaxrnn.strategies import cuda, cuda_layout
 
@@ -105,6 +106,63 @@ def test_a_cta_that_never_writes_is_one_error_and_the_next_call_works():
     with pytest.raises(Exception, match="waited too long"):
         run(x).block_until_ready()
     assert jnp.array_equal(run(x), good)
+
+
+@needs_gpu
+def test_a_batch_without_rows():
+    weights, x, carry = layer_of(cells.gru, 64, 0)
+    ys, (h,) = jax.jit(lambda x: strategies.Native()(cells.gru, weights, x, carry))(x)
+    assert (ys.shape, h.shape) == ((12, 0, 64), (0, 64))
+
+
+A_GPU = device_code.Gpu((9, 0), 132)
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """A function that makes this machine look as if it had that GPU."""
+
+    def pretend(gpu):
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(device_code, "gpu", lambda: gpu)
+
+    return pretend
+
+
+@pytest.mark.skipif(not device_code.load(), reason="this build of jaxrnn has no CUDA kernels")
+@pytest.mark.parametrize(
+    ("gpu", "hidden", "told"),
+    [
+        (A_GPU, 1024, ""),
+        (A_GPU, 1025, "take at most 1024 hidden units, not 1025"),
+        (device_code.Gpu((7, 5), 40), 64, "need compute capability 8.0, and this GPU has 7.5"),
+        (device_code.Gpu((8, 0), 108), 1024, "too few multiprocessors for 1024 hidden units"),
+        (device_code.Gpu((8, 0), 108), 512, ""),
+    ],
+)
+def test_what_a_gpu_does_not_run_native_refuses_and_the_default_gives_to_scan(
+    on, gpu, hidden, told
+):
+    weights, x, carry = layer_of(cells.lstm, hidden, 3)
+    on(gpu)
+    native = strategies.Native()
+    refusal = native.refusal(cells.lstm, weights, x, carry)
+    assert told in refusal
+    assert bool(refusal) == bool(told)
+    chosen = strategies.default(cells.lstm, weights, x, carry)
+    assert chosen == (strategies.Scan() if told else native)
+    if told:
+        with pytest.raises(InputError, match=told):
+            native.recurrence(cells.lstm, weights, x, carry)
+
+
+@pytest.mark.skipif(not device_code.load(), reason="this build of jaxrnn has no CUDA kernels")
+def test_the_default_on_a_gpu_for_few_steps_and_for_float64(on):
+    weights, x, carry = layer_of(cells.gru, 64, 3)
+    on(A_GPU)
+    assert strategies.default(cells.gru, weights, x, carry) == strategies.Native()
+    assert strategies.default(cells.gru, weights, x[:1], carry) == strategies.Scan()
+    assert strategies.default(cells.gru, *wide((weights, x, carry))) == strategies.Scan()
 
 
 def test_steps_that_continue_each_other():

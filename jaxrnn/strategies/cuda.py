@@ -76,7 +76,7 @@ def refusal(number: int, weights: Weights, x: Array, carry: Carry) -> str:
         least, found = (".".join(map(str, c)) for c in (cuda.LEAST_CAPABILITY, gpu.capability))
         return f"the CUDA kernels need compute capability {least}, and this GPU has {found}"
     precisions = (BF16,) if io == jnp.bfloat16 else (TF32, FLOAT32)
-    rows = batch if isinstance(batch, int) else 1
+    rows = max(1, batch) if isinstance(batch, int) else 1
     if not all(cuda.fits(gpu, number, p, hidden, rows) for p in precisions):
         return f"this GPU has too few multiprocessors for {hidden} hidden units"
     return ""

@@ -1,6 +1,7 @@
 """The strategy that runs where none is named."""
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jaxrnn.cells import Carry, Cell, Weights
@@ -8,12 +9,16 @@ from jaxrnn.strategies.base import Strategy
 from jaxrnn.strategies.native import Native
 from jaxrnn.strategies.scan import Scan
 
+_LEAST_ON_GPU = 8
+"""Steps from which the CUDA kernels beat `Scan`, by `benchmarks/results/gpu-2026-11-26.md`."""
+
 
 def default(cell: Cell, weights: Weights, x: Array, carry: Carry) -> Strategy:
-    """The strategy that `strategy=None` stands for: `Native` where it runs on a CPU, else `Scan`.
+    """The strategy for `strategy=None`: `Native` where it runs and is faster, else `Scan`.
 
     It is chosen when a function is traced, by the default backend, the cell, the dtypes and the
-    shapes. A dimension without a value, as in `jax.export`, leaves `Scan`.
+    shapes: on a GPU for 8 steps or more and a carry in float32. A dimension without a value, as in
+    `jax.export`, leaves `Scan`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -24,7 +29,9 @@ def default(cell: Cell, weights: Weights, x: Array, carry: Carry) -> Strategy:
         Scan(unroll=None)
     """
     known = all(isinstance(size, int) for size in x.shape)
-    native = Native()
-    if known and jax.default_backend() == "cpu" and not native.refusal(cell, weights, x, carry):
+    backend, native = jax.default_backend(), Native()
+    fast_on_gpu = backend == "gpu" and carry[0].dtype == jnp.float32
+    is_faster = backend == "cpu" or (known and fast_on_gpu and x.shape[0] >= _LEAST_ON_GPU)
+    if known and is_faster and not native.refusal(cell, weights, x, carry):
         return native
     return Scan()

@@ -266,8 +266,10 @@ def _direction(kernel: Kernel) -> cuda.Direction:
 
 
 def _served_on_cuda(kernel: Kernel, weights: Weights, x: Array, carry: Carry) -> bool:
-    """A single step costs less as XLA's own operations."""
-    return x.shape[0] > 1 and not cuda.refusal(CELLS.index(kernel.cell), weights, x, carry)
+    """A single step costs less as XLA's own operations, and a batch without rows has no kernel."""
+    steps, batch, _ = x.shape
+    refused = cuda.refusal(CELLS.index(kernel.cell), weights, x, carry)
+    return steps > 1 and batch > 0 and not refused
 
 
 def _forward_on_cuda(
