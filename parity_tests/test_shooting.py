@@ -275,6 +275,15 @@ def test_a_run_chooses_by_its_units_not_its_outputs(hidden):
     assert bool(info.fell_back) == (hidden == 64)
 
 
+def test_on_a_gpu_the_kernel_says_how_many_rows_run_side_by_side(monkeypatch):
+    rows = Native().capabilities.rows_side_by_side
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    counts = [Shooting().count(2**20, 1, h, rows(h)) for h in (64, 128, 256, 512, 1024)]
+    assert counts == [256, 256, 128, 64, 32]
+    assert Shooting().count(65_536, 1, 64, rows(64)) == 128
+    assert Shooting().count(2**20, 1, 256, Scan().capabilities.rows_side_by_side(256)) == 512
+
+
 def test_one_chunk_is_the_inner_strategy():
     cell, *args = forgets()
     ys, last, info = Shooting(inner=Scan()).run(cell, *args)

@@ -30,6 +30,12 @@ class Capabilities(NamedTuple):
     """Of weights and carry, one for all of them."""
     side_by_side: int = 512
     """The rows of a batch that take hardly longer than one row on a GPU."""
+    units_side_by_side: int | None = None
+    """The same for rows times H."""
+
+    def rows_side_by_side(self, hidden: int) -> int:
+        units = self.units_side_by_side
+        return self.side_by_side if units is None else min(self.side_by_side, units // hidden)
 
 
 EVERYTHING = Capabilities()

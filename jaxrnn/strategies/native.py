@@ -32,7 +32,11 @@ CELLS = (cells.rnn_tanh, cells.rnn_relu, cells.lstm, cells.gru)
 """The cells that the kernel knows, in the order in which it numbers them."""
 
 CAPABILITIES = Capabilities(
-    cells=CELLS, projections=False, dtypes=("float32", "float64"), side_by_side=64
+    cells=CELLS,
+    projections=False,
+    dtypes=("float32", "float64"),
+    side_by_side=256,
+    units_side_by_side=32_768,
 )
 ON_GPU = CAPABILITIES._replace(dtypes=None)
 """`refusal` judges the dtypes itself: bfloat16 multiplies, float32 sums, float64 is `Scan`'s."""

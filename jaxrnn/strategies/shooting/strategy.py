@@ -79,12 +79,13 @@ class Shooting(Base):
     default's TF32 operands the boundaries never agree to a few ULP of float32.
 
     Args:
-        chunks: P, the number of chunks, and at most T. None chooses by shape and platform: as many
-            as make 64 rows of P*B, or 512 over `Scan` off a CPU, in chunks of no fewer than 512
-            steps; on a CPU with B > 1, H < 64 or fewer than 16,384 steps, and of a T that is
-            symbolic under `jax.export`, one, which is the inner strategy alone. Where the arrays'
+        chunks: P, the number of chunks, and at most T. None chooses by shape and platform, in
+            chunks of no fewer than 512 steps. On a CPU it makes 64 rows of P*B; with B > 1, H < 64
+            or fewer than 16,384 steps there is one chunk, which is the inner strategy alone. On a
+            GPU it makes 512 rows over `Scan`; over `Native` 64 for H = 512, 128 for H = 256, and
+            at most 256. A T that is symbolic under `jax.export` is one chunk. So are arrays whose
             types say that several devices share them, inside `jax.shard_map` or on an explicit
-            mesh, it is always one.
+            mesh.
         inner: the strategy that runs the chunks, and the whole where it falls back; None for
             `strategies.default`.
         tolerance: the largest mismatch at a boundary, relative to the largest entry of the
@@ -153,8 +154,9 @@ class Shooting(Base):
             raise InputError(why)
         inner = self.inner or default(cell, weights, x, carry)
         steps, batch, _ = x.shape
-        rows = inner.capabilities.side_by_side
-        count = self.count(steps, batch, carry[-1].shape[-1], rows)
+        hidden = carry[-1].shape[-1]
+        rows = max(1, inner.capabilities.rows_side_by_side(hidden))
+        count = self.count(steps, batch, hidden, rows)
         if count == 1 or sharding.spread(weights, x, carry):
             return inner.recurrence(cell, weights, x, carry, **options)
         reverse = options.pop("reverse", False)
