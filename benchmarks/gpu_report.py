@@ -1,5 +1,6 @@
 """Table, JSON and figure of benchmarks/gpu.py, from its lines of results."""
 
+import itertools
 import json
 import math
 import platform
@@ -14,10 +15,10 @@ SUBJECT = "native"
 PEERS = ("cudnn graph", "cudnn", "scan", "flax", "jax.experimental.rnn")
 KEYS = ("cell", "dtype", "batch", "hidden", "lengths", "mode", "layers", "directions", "steps")
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-# Measured on an H200: operations per second by dtype, bytes per second from memory and L2.
+# As measured: operations a second of each unit, bytes a second from an H100's memory and L2.
 FLOPS = {"bfloat16": 790e12, "float32": 390e12, "highest": 130e12}
-MEMORY, L2 = 4.3e12, 5.5e12
-LATENCY = 0.4e-6  # seconds of an exchange within 8 CTAs, and again of the computation of a step
+MEMORY, L2 = 3.0e12, 5.5e12
+LATENCY = 0.4e-6  # of an exchange within 8 CTAs, and again of a pass through a step
 
 
 def floor(row: dict[str, Any]) -> float:
@@ -84,20 +85,41 @@ def write(folder: Path) -> None:
         print("no figure: matplotlib is not installed")
 
 
+SIZES = {
+    "B <= 64, H >= 128": {"batch": (1, 16, 64), "hidden": (128, 256, 512, 768, 1024)},
+    "B = 256, H >= 128": {"batch": (256,), "hidden": (128, 256, 512, 768, 1024)},
+    "H = 64": {"hidden": (64,)},
+}
+USUAL = {"layers": (1,), "steps": (512,)}
+
+
 def summary(points: dict[tuple, dict[str, Any]]) -> list[str]:
     lines = [
-        "| against | mode | lengths | points | geometric mean | least |",
-        "|---|---|---|---|---|---|",
+        "Time of the peer over that of `Native`, one layer, T = 512.",
+        "",
+        "| over | mode | lengths | sizes | points | geometric mean | least |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for peer in PEERS:
-        for mode in ("inference", "training"):
-            for lengths in ("dense", "ragged"):
-                found = ratios(points, peer, mode=(mode,), lengths=(lengths,))
-                mean = geometric_mean(found)
-                if mean:
-                    numbers = f"{len(found)} | {mean:.2f} | {min(found):.2f}"
-                    lines.append(f"| {peer} | {mode} | {lengths} | {numbers} |")
-    return lines
+    kinds = itertools.product(PEERS, ("inference", "training"), ("dense", "ragged"), SIZES)
+    for peer, mode, lengths, sizes in kinds:
+        named = USUAL | SIZES[sizes] | {"mode": (mode,), "lengths": (lengths,)}
+        found = ratios(points, peer, **named)
+        if mean := geometric_mean(found):
+            numbers = f"{len(found)} | {mean:.2f} | {min(found):.2f}"
+            lines.append(f"| {peer} | {mode} | {lengths} | {sizes} | {numbers} |")
+    return [*lines, "", *slower(points)]
+
+
+def slower(points: dict[tuple, dict[str, Any]]) -> list[str]:
+    """The points with H >= 128 at which cuDNN as a CUDA graph is faster."""
+    lines = []
+    for key, rows in sorted(points.items(), key=str):
+        named = dict(zip(KEYS, key, strict=True))
+        ours, theirs = (rows.get(peer, {}).get("us") for peer in (SUBJECT, "cudnn graph"))
+        if ours and theirs and theirs < ours and named["hidden"] >= 128:
+            what = " ".join(map(str, key))
+            lines.append(f"- {what}: {ours:.2f} against {theirs:.2f} microseconds a step")
+    return [f"cuDNN as a CUDA graph is faster at {len(lines)} points with H >= 128.", "", *lines]
 
 
 def table(points: dict[tuple, dict[str, Any]]) -> list[str]:
@@ -105,18 +127,18 @@ def table(points: dict[tuple, dict[str, Any]]) -> list[str]:
     lines = [
         "Microseconds per step.",
         "",
-        "| " + " | ".join([*KEYS[:-1], *names, "share of the floor"]) + " |",
-        "|---" * (len(KEYS) + len(names)) + "|",
+        "| " + " | ".join([*KEYS, *names, "share of the floor"]) + " |",
+        "|---" * (len(KEYS) + len(names) + 1) + "|",
     ]
     for key, rows in sorted(points.items(), key=lambda item: tuple(map(str, item[0]))):
-        if "shooting" in rows:
+        if "shooting" in rows or SUBJECT not in rows:
             continue
         times = [rows.get(name, {}).get("us") for name in names]
         named = dict(zip(KEYS, key, strict=True))
         share = "-"
         if times[0] and named["mode"] == "inference" and named["layers"] == 1:
             share = f"{floor(named) / times[0]:.2f}"
-        cells = [*map(str, key[:-1]), *("-" if t is None else f"{t:.2f}" for t in times), share]
+        cells = [*map(str, key), *("-" if t is None else f"{t:.2f}" for t in times), share]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -158,19 +180,21 @@ def draw(points: dict[tuple, dict[str, Any]], path: Path) -> None:
             for batch in (1, 16, 64, 256):
                 known = []
                 for hidden in (64, 128, 256, 512, 768, 1024):
-                    options = {"mode": (mode,), "lengths": ("dense",), "layers": (1,)}
-                    found = ratios(points, peer, batch=(batch,), hidden=(hidden,), **options)
+                    options = USUAL | {"mode": (mode,), "lengths": ("dense",)}
+                    options |= {"batch": (batch,), "hidden": (hidden,)}
+                    found = ratios(points, peer, **options)
                     if mean := geometric_mean(found):
                         known.append((hidden, mean))
                 if known:
                     axis.plot(*np.array(known).T, marker="o", label=f"B = {batch}")
-            mean = geometric_mean(ratios(points, peer, mode=(mode,), lengths=("dense",)))
+            dense = USUAL | {"lengths": ("dense",)}
+            mean = geometric_mean(ratios(points, peer, mode=(mode,), **dense))
             told = "not measured" if mean is None else f"geometric mean {mean:.1f}"
             axis.set_title(f"{mode}, over {peer}: {told}", fontsize=10)
             axis.axhline(1, color="black", linewidth=1)
             axis.set(xscale="log", yscale="log", xlabel="H", ylabel="speed-up, times")
             axis.legend()
-    best = geometric_mean(ratios(points, "cudnn graph", lengths=("dense",)))
-    finding = "" if best is None else f": {best:.1f} times cuDNN's CUDA graph, in the mean"
-    figure.suptitle(f"The CUDA kernels of jaxrnn{finding}")
+    best = geometric_mean(ratios(points, "cudnn graph", **dense))
+    if best:
+        figure.suptitle(f"jaxrnn's CUDA kernels are {best:.1f} times as fast as cuDNN's CUDA graph")
     figure.savefig(path, dpi=110)
