@@ -107,7 +107,7 @@ class Turn:
 
 
 def work(framework: str, share: int, shares: int, folder: Path, deadline: float) -> None:
-    """Run this worker's share of the tasks and append their results."""
+    """Runs this worker's share of the tasks and appends the results."""
     chosen = [t for t in selected() if t.framework() == framework]
     if (
         framework == "jax"

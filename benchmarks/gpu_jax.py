@@ -52,7 +52,7 @@ def measure(task: Any, turn: Any) -> dict[str, Any]:
 
 
 def timed(call: Any, arguments: Any) -> float:
-    """Seconds of one call: the median of several runs of several calls."""
+    """Seconds per call: the median over several runs of several calls."""
     jax.block_until_ready(call(*arguments))
     began = time.perf_counter()
     jax.block_until_ready(call(*arguments))

@@ -102,7 +102,7 @@ def _captured(call: Any) -> Any:
 
 
 def _timed(call: Any) -> float:
-    """Milliseconds of one call: the median of several runs."""
+    """Milliseconds per call: the median over several runs."""
     call()
     times = []
     for _ in range(5):
