@@ -61,18 +61,17 @@ def hoist(cell: Cell, weights: Weights, x: Array, carry: Carry) -> tuple[Cell, W
     if getattr(cell.step, "pure", False):
         return cell, weights
     own, tree = jax.tree.flatten(weights.cell)
-    gx = jax.eval_shape(
-        lambda x: cells.project(x.sum(0), weights.ih, weights.b_ih, carry[0].dtype), x
-    )
+    gx = jax.eval_shape(lambda x: cells.project_inputs(weights, x.sum(0), carry[0].dtype), x)
+    gh = jax.ShapeDtypeStruct((gx.shape[0], weights.ih.shape[0]), gx.dtype)
     # The step receives h before the projection.
     seen = tuple(jax.eval_shape(lambda c: c, c) for c in carry)
 
     def step(own: list[Array], carry: Carry, gx: Array, gh: Array) -> Any:
         return cells.advance(cell, jax.tree.unflatten(tree, own), carry, gx, gh)
 
-    traced = jax.make_jaxpr(step, return_shape=True)(own, seen, gx, gx)
+    traced = jax.make_jaxpr(step, return_shape=True)(own, seen, gx, gh)
     closed, returned = traced
-    _check(cell, returned, gx)
+    _check(cell, returned, gh)
     consts = list(closed.consts)
     new = _remembered(cell.step, str(closed.jaxpr), consts, TracedStep(closed.jaxpr, gx.shape[0]))
     return cell._replace(step=new), weights._replace(cell=(weights.cell, consts))

@@ -22,6 +22,7 @@ def stack(
     carry: Carry,
     lengths: Integer[Array, " B"] | None = None,
     *,
+    resets: Bool[Array, "T B"] | None = None,
     strategy: Strategy | Callable[..., tuple[Array, Carry]] | None = None,
     precision: lax.PrecisionLike = None,
     between: Callable[[Array], Array] | None = None,
@@ -39,6 +40,9 @@ def stack(
         carry: the initial carry, arrays (L*D, B, ·); index `layer * D + direction`. Its dtype is
             the one in which states are kept and products summed.
         lengths: steps in each row, (B,) integers in [0, T]; None stands for T in every row.
+        resets: True where a sequence begins: the state before this step is `Weights.initial`, or
+            the initial carry where that is None, no gradient flows across, and the reverse
+            direction begins anew at the step before. Past a row's length they count for nothing.
         strategy: how one direction runs over time, a strategy or any function called like one;
             None for `strategies.default`.
         precision: of every product, as in `jax.lax.dot_general`.
@@ -64,12 +68,13 @@ def stack(
         >>> ys.shape, h_n.shape, float(abs(ys[3:, 1]).max())
         ((7, 5, 8), (2, 5, 4), 0.0)
     """
-    _check(weights, x, carry, lengths)
+    _check(weights, x, carry, lengths, resets)
     mask = None
     if lengths is not None:
         mask = step_mask(lengths, x.shape[0])
         # Masked at the entrance and not at the exit, where 0 * NaN would poison the gradients.
         x = jnp.where(mask[:, :, None], x, jnp.zeros_like(x))
+    steps = _number_steps(mask, resets)
     carry = sharding.placed_as(x, weights, carry)
     last: list[Carry] = []
     for layer, directions in enumerate(weights):
@@ -79,11 +84,30 @@ def stack(
         for reverse, w in enumerate(directions):
             initial = tuple(c[len(last)] for c in carry)
             run = strategy or strategies.default(cell, w, x, initial)
-            ys, final = run(cell, w, x, initial, mask, precision=precision, reverse=bool(reverse))
+            ys, final = run(
+                cell, w, x, initial, steps[reverse], precision=precision, reverse=bool(reverse)
+            )
             outputs.append(ys)
             last.append(final)
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
     return x, tuple(jnp.stack(states) for states in zip(*last, strict=True))
+
+
+def _number_steps(
+    mask: Bool[Array, "T B"] | None, resets: Bool[Array, "T B"] | None
+) -> tuple[Array | None, Array | None]:
+    """What a strategy is told of every step, forwards and in the reverse direction."""
+    if resets is None:
+        return mask, mask
+    runs = jnp.ones_like(resets) if mask is None else mask
+    starts = resets & runs
+    ends = jnp.concatenate([starts[1:], jnp.zeros_like(starts[:1])])
+
+    def number(begins: Array) -> Array:
+        kinds = jnp.where(begins, strategies.RESET, strategies.RUN)
+        return jnp.where(runs, kinds, strategies.HOLD).astype(jnp.uint8)
+
+    return number(starts), number(ends)
 
 
 def step_mask(lengths: Integer[Array, " B"], steps: Size) -> Bool[Array, "T B"]:
@@ -99,7 +123,11 @@ def step_mask(lengths: Integer[Array, " B"], steps: Size) -> Bool[Array, "T B"]:
 
 
 def _check(
-    weights: Sequence[Sequence[Weights]], x: Array, carry: Carry, lengths: Array | None
+    weights: Sequence[Sequence[Weights]],
+    x: Array,
+    carry: Carry,
+    lengths: Array | None,
+    resets: Array | None,
 ) -> None:
     """Check what shapes in annotations cannot say; JAX would clamp, or broadcast, and go on."""
     rows, batch = sum(len(directions) for directions in weights), x.shape[1]
@@ -111,6 +139,11 @@ def _check(
                 "`stack` needs a carry of arrays (L*D, B, ·), here "
                 f"({rows}, {batch}, ·), got {tuple(states.shape)}."
             )
+    if resets is not None and (resets.dtype != bool or resets.shape != x.shape[:2]):
+        raise ValueError(
+            f"`stack` needs resets of booleans (T, B) = {tuple(x.shape[:2])}, got {resets.dtype} "
+            f"of shape {tuple(resets.shape)}."
+        )
     if lengths is None:
         return
     if not jnp.issubdtype(lengths.dtype, jnp.integer):

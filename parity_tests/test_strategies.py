@@ -17,8 +17,9 @@ from jax.test_util import check_grads
 from jaxrnn import cells, native, strategies
 from jaxrnn.cells import Weights
 
+BUILDS = native.load()
 needs_kernel = pytest.mark.skipif(
-    not native.load(), reason="jaxrnn was installed without a C++ compiler: there is no CPU kernel"
+    not BUILDS, reason="jaxrnn was installed without a C++ compiler: there is no CPU kernel"
 )
 
 
@@ -71,6 +72,7 @@ MASKS = {
     "reversed lengths": jnp.asarray(_LENGTHS[::-1]),
     "any": jnp.asarray(np.random.default_rng(3).random((T, B)) < 0.5),
 }
+RESETS = jnp.asarray(np.random.default_rng(4).integers(0, 3, (T, B)), jnp.uint8)
 
 every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS.keys())
 
@@ -184,6 +186,76 @@ def test_values_and_derivatives_are_the_references(strategy, variant):
     run = jax.jit(partial(everything, strategy, cell))
     for name, mask in MASKS.items():
         assert_close(run(*call, mask), wanted[name])
+
+
+def with_initial(weights, cell, seed, projected=False):
+    """The weights with a state that a reset leads to."""
+    *_, initial = arguments(cell, projected=projected, seed=seed)
+    return weights._replace(initial=initial)
+
+
+@functools.cache
+def expected_with_resets(variant):
+    cell, options = VARIANTS[variant]
+    projected = options.get("projected", False)
+    args, tangents = arguments(cell, **options), arguments(cell, **options, seed=1)
+    args = with_initial(args[0], cell, 2, projected), *args[1:]
+    tangents = with_initial(tangents[0], cell, 3, projected), *tangents[1:]
+    cotangents = cotangents_for(strategies.Reference(), cell, None, args)
+    run = jax.jit(partial(everything, strategies.Reference(), cell))
+    call = (cotangents, args, tangents)
+    return call, run(*call, RESETS)
+
+
+@pytest.mark.parametrize("variant", ["rnn_tanh", "gru", "lstm", "lstm with projection"])
+@every_strategy
+def test_resets_lead_to_the_initial_state(strategy, variant):
+    cell, options = VARIANTS[variant]
+    skip_if_refused(strategy, cell, options.get("projected", False))
+    call, wanted = expected_with_resets(variant)
+    assert_close(jax.jit(partial(everything, strategy, cell))(*call, RESETS), wanted)
+
+
+def test_resets_written_out():
+    """Row by row, and without `initial`: then a reset leads to the carry that was given."""
+    cell = cells.lstm
+    weights, x, carry = arguments(cell)
+    started = with_initial(weights, cell, 2)
+    for w, start in ((weights, carry), (started, started.initial)):
+        ys, last = jax.jit(partial(strategies.Reference(), cell))(w, x, carry, RESETS)
+        for b in range(B):
+            state = tuple(c[b] for c in carry)
+            for t in range(T):
+                if RESETS[t, b] == strategies.HOLD:
+                    assert (ys[t, b] == 0).all()
+                    continue
+                if RESETS[t, b] == strategies.RESET:
+                    state = tuple(s[b] for s in start)
+                gx = weights.ih @ x[t, b] + weights.b_ih
+                state = cell.step(state, gx, weights.hh @ state[0] + weights.b_hh)
+                assert_close(ys[t, b], state[0])
+            assert_close(tuple(s[b] for s in last), state)
+
+
+def test_second_derivatives_with_resets_are_the_references():
+    cell, mask = cells.gru, RESETS[:3]
+    weights, x, carry = arguments(cell, steps=3)
+    weights = with_initial(weights, cell, 2)
+    flat, unravel = jax.flatten_util.ravel_pytree((weights.initial, weights.hh))
+
+    def loss(strategy, flat):
+        initial, hh = unravel(flat)
+        ys, _ = strategy(cell, weights._replace(initial=initial, hh=hh), x, carry, mask)
+        return (ys**2).sum()
+
+    @jax.jit
+    def hessians(flat):
+        made = [strategies.Reference(), strategies.Scan(), *[strategies.Native()][: bool(BUILDS)]]
+        return [jax.hessian(partial(loss, strategy))(flat) for strategy in made]
+
+    wanted, *got = hessians(flat)
+    for hessian in got:
+        assert_close(hessian, wanted, 1e-12)
 
 
 @pytest.mark.parametrize("cell", [cells.gru, cells.lstm], ids=lambda cell: cell.name)

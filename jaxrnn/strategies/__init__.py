@@ -9,6 +9,9 @@ The contract, the same for all:
 output is exactly 0; `x` must be finite there (`jaxrnn.layers` sees to it), or 0 * NaN would reach
 the gradients. `ys` is (T, B, P); `last` is the carry after the last step.
 
+A mask of integers says at each step `HOLD` (0), `RUN` (1) or `RESET` (2): a step that starts from
+`weights.initial`, or where that is None from the initial carry, and not from the step before.
+
 A strategy knows no lengths: `jaxrnn.layers` turns them into a mask, which says all that a strategy
 needs about them in either direction. With `reverse` it runs from the last step to the first.
 
@@ -21,6 +24,7 @@ Strategies are frozen dataclasses that carry their own options. A named one runs
     Reference   plain `lax.scan` and JAX's own derivative: the oracle
     Scan        `lax.scan` with a fast derivative, for every cell, on every platform
     Native      a C++ kernel for the whole sequence, on a CPU
+    AssociativeScan  in parallel over time, for cells that are linear in their state
     Checkpoint  another strategy in chunks of time, in little memory
     Shooting    any of them on chunks of the sequence side by side: for long ones and few rows
 
@@ -33,7 +37,8 @@ registered"), and install `jax2onnx` by `pip install 'jaxrnn[onnx]'`:
     model = jax2onnx.to_onnx(lambda x: layer(x)[0], [(7, "B", 3)])  # any batch size
 """
 
-from jaxrnn.strategies.base import Capabilities, Strategy
+from jaxrnn.strategies.associative import AssociativeScan
+from jaxrnn.strategies.base import HOLD, RESET, RUN, Capabilities, Strategy
 from jaxrnn.strategies.checkpoint import Checkpoint
 from jaxrnn.strategies.default import default
 from jaxrnn.strategies.native import Native
@@ -42,6 +47,10 @@ from jaxrnn.strategies.scan import Scan
 from jaxrnn.strategies.shooting import Shooting
 
 __all__ = [
+    "HOLD",
+    "RESET",
+    "RUN",
+    "AssociativeScan",
     "Capabilities",
     "Checkpoint",
     "Native",

@@ -28,6 +28,8 @@ class Capabilities(NamedTuple):
     projections: bool = True
     dtypes: tuple[str, ...] | None = None
     """Of weights and carry, one for all of them."""
+    linear: bool = False
+    """Only cells that have a `Cell.linear`."""
     side_by_side: int = 512
     """The rows of a batch that take hardly longer than one row on a GPU."""
     units_side_by_side: int | None = None
@@ -39,6 +41,9 @@ class Capabilities(NamedTuple):
 
 
 EVERYTHING = Capabilities()
+
+HOLD, RUN, RESET = range(3)
+"""In a mask of integers: no step, a step, and a step that starts from the initial state."""
 
 
 @runtime_checkable
@@ -114,7 +119,7 @@ class Base:
     ) -> tuple[Array, Carry]:
         """(ys, last): the outputs (T, B, P), 0 where the mask is False, and the last carry."""
         recurrence = self.recurrence(cell, weights, x, carry, precision=precision, reverse=reverse)
-        mask = None if mask is None else mask.astype(bool)
+        weights, mask = prepare(weights, carry, mask)
         ys, last, _ = rule.run(recurrence, weights, x, carry, mask)
         return ys, last
 
@@ -126,6 +131,11 @@ def lacking(
     if capabilities.cells is not None and cell not in capabilities.cells:
         names = ", ".join(c.name for c in capabilities.cells)
         return f"strategies.{name} runs {names}, not {cell.name}; strategies.Scan runs every cell."
+    if capabilities.linear and cell.linear is None:
+        return (
+            f"strategies.{name} runs cells that are linear in their state, by `Cell.linear`, and "
+            f"{cell.name} is not; strategies.Scan runs every cell."
+        )
     if weights.hr is not None and not capabilities.projections:
         return f"strategies.{name} has no projections (proj_size > 0); strategies.Scan has."
     if capabilities.dtypes is not None:
@@ -143,14 +153,33 @@ def require(strategy: Any, cell: Cell, weights: Weights, x: Array, carry: Carry)
         raise InputError(why)
 
 
+def prepare(weights: Weights, carry: Carry, mask: Array | None) -> tuple[Weights, Array | None]:
+    """The mask as booleans or as bytes, and where it resets, weights that say to which state."""
+    if mask is None:
+        return weights, None
+    if not jnp.issubdtype(mask.dtype, jnp.integer):
+        return weights, mask.astype(bool)
+    initial = carry if weights.initial is None else weights.initial
+    return weights._replace(initial=initial), mask.astype(jnp.uint8)
+
+
 def hold(mask: Array | None, new: Carry, old: Carry) -> Carry:
     """The new carry in rows that take a step, else the old one."""
     if mask is None:
         return new
-    run = mask[:, None]
+    run = mask.astype(bool)[:, None]
     return tuple(jnp.where(run, n, o) for n, o in zip(new, old, strict=True))
+
+
+def restart(mask: Array | None, carry: Carry, initial: Carry | None) -> Carry:
+    """The carry that enters a step: the initial one in rows with a reset, zero if it is None."""
+    if mask is None or mask.dtype == bool:
+        return carry
+    fresh = (mask == RESET)[:, None]
+    start = tuple(map(jnp.zeros_like, carry)) if initial is None else initial
+    return tuple(jnp.where(fresh, s, c) for s, c in zip(start, carry, strict=True))
 
 
 def silence(mask: Array | None, ys: Array) -> Array:
     """The outputs, 0 where there is no step."""
-    return ys if mask is None else jnp.where(mask[:, :, None], ys, jnp.zeros_like(ys))
+    return ys if mask is None else jnp.where(mask.astype(bool)[:, :, None], ys, jnp.zeros_like(ys))

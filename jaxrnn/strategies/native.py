@@ -90,6 +90,8 @@ class Native(Base):
                 "jaxrnn's sources builds it."
             )
         why = super().refusal(cell, weights, x, carry)
+        if not why and weights.mask is not None:
+            why = "strategies.Native has no recurrent dropout; strategies.Scan has."
         if not why and (weights.hh is None or jax.tree.leaves(weights.cell)):
             why = "strategies.Native runs PyTorch's cells with W_hh and no parameters of their own."
         steps = [
@@ -207,6 +209,7 @@ def _forward_on_cpu(
         h,
         c0,
         _empty(bool) if mask is None else mask,
+        *(weights.initial or ()),
         **call.kernel.attributes(),
     )
     return ys, (h_last, c_last) if c else (h_last,), Saved(gates, cs)
@@ -238,11 +241,12 @@ def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):
             *(w or _like(absent) for w in wanted),
             _like(h),
             _like(c0),
+            *map(_like, weights.initial or ()),
         ),
         # In the place of the gates the kernel leaves the cotangents of the projections.
         input_output_aliases={8: 0} if has_gates else None,
     )
-    _, dx, *dweights, dh0, dc0 = run(
+    results = run(
         x,
         weights.ih,
         weights.hh,
@@ -255,11 +259,15 @@ def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):
         d_ys,
         d_h,
         d_c[0] if d_c else absent,
+        *(weights.initial or ()),
         **call.kernel.attributes(),
     )
+    _, dx, *dweights = results[:6]
+    dh0, dc0, *d_initial = results[6:]
     gradients: list[Any] = [d if w else None for d, w in zip(dweights, wanted, strict=True)]
+    initial = None if weights.initial is None else tuple(d_initial)
     return (
-        Weights(*gradients)._replace(cell=[]) if call.with_weights else None,
+        Weights(*gradients)._replace(initial=initial, cell=[]) if call.with_weights else None,
         dx if call.with_dx else None,
         (dh0, dc0) if c else (dh0,),
     )
@@ -270,10 +278,10 @@ def _direction(kernel: Kernel) -> cuda.Direction:
 
 
 def _served_on_cuda(kernel: Kernel, weights: Weights, x: Array, carry: Carry) -> bool:
-    """A single step costs less as XLA's own operations, and a batch without rows has no kernel."""
+    """Resets and batches without rows have no kernel; a single step costs less without."""
     steps, batch, _ = x.shape
     refused = cuda.refusal(CELLS.index(kernel.cell), weights, x, carry)
-    return steps > 1 and batch > 0 and not refused
+    return weights.initial is None and steps > 1 and batch > 0 and not refused
 
 
 def _forward_on_cuda(

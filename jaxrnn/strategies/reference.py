@@ -4,12 +4,12 @@ import dataclasses
 from typing import Any
 
 from jax import Array, lax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 
 from jaxrnn import cells, closures
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.derivative.rule import Recurrence
-from jaxrnn.strategies.base import Base, hold, silence
+from jaxrnn.strategies.base import Base, hold, prepare, restart, silence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,12 @@ class Reference(Base):
         weights: Weights,
         x: Float[Array, "T B I"],
         carry: Carry,
-        mask: Bool[Array, "T B"] | None = None,
+        mask: Bool[Array, "T B"] | Integer[Array, "T B"] | None = None,
         *,
         precision: lax.PrecisionLike = None,
         reverse: bool = False,
     ) -> tuple[Float[Array, "T B P"], Carry]:
+        weights, mask = prepare(weights, carry, mask)
         return Loop(cell, precision, reverse).plain(weights, x, carry, mask)
 
 
@@ -62,7 +63,8 @@ class Loop(Recurrence):
     ) -> tuple[Array, Carry]:
         def step(carry: Carry, inputs: Any):
             x_t, mask_t = inputs
-            gx = cells.project(x_t, weights.ih, weights.b_ih, carry[0].dtype, self.precision)
+            carry = restart(mask_t, carry, weights.initial)
+            gx = cells.project_inputs(weights, x_t, carry[0].dtype, self.precision)
             new, _ = cells.step(self.cell, weights, carry, gx, self.precision)
             return hold(mask_t, new, carry), new[0]
 

@@ -25,7 +25,7 @@ from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
 from jaxrnn.derivative import rule
 from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
-from jaxrnn.strategies.base import Base, hold, silence
+from jaxrnn.strategies.base import Base, hold, restart, silence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +112,12 @@ class ScanRecurrence(Recurrence):
         self, weights: Weights, x: Array, carry: Carry, mask: Array | None, *, save: bool
     ) -> tuple[Array, Carry, Any, Any]:
         dtype = carry[0].dtype
-        gx = self._project(x, weights.ih, weights.b_ih, dtype)
+        gx = cells.project_inputs(weights, x, dtype, self.precision)
         recurrent = self._recurrent(weights)
 
         def step(carry: Carry, inputs: Any):
             gx_t, mask_t = inputs
+            carry = restart(mask_t, carry, weights.initial)
             gh = recurrent(carry[0], gx_t)
             m, *rest = cells.advance(self.cell, weights.cell, carry, gx_t, gh)
             h = m if weights.hr is None else self._project(m, weights.hr, None, dtype)
@@ -140,15 +141,12 @@ class ScanRecurrence(Recurrence):
         weights, x, _, mask, _, (carries, gh, gx) = fixed
         dweights, dx, dcarry = operands
         dtype = gh.dtype
-        dgx = self._sum(
-            None if dweights is None else self._project(x, dweights.ih, dweights.b_ih, dtype),
-            None if dx is None else self._project(dx, weights.ih, None, dtype),
-        )
+        dgx = self._inputs(weights, dweights, x, dx, dtype)
         e = f = None
         moved: list[Array] = []
         if dweights is not None:
             moved = dweights.cell
-            e = self._product(carries[0], dweights, dtype)
+            e = self._product(carries[0], weights, dweights, dtype)
             if weights.hr is not None:
                 run = partial(cells.advance, self.cell, weights.cell)
                 m = jax.vmap(run)(carries, _or_zeros(gx, gh), gh)[0]
@@ -164,7 +162,9 @@ class ScanRecurrence(Recurrence):
         @partial(jax.checkpoint, prevent_cse=False)
         def step(dcarry: Carry, inputs: Any):
             carry_t, gh_t, gx_t, mask_t, dgx_t, e_t, f_t = inputs
-            dgh = None if hh is None else product(dcarry[0], hh, dtype, self.precision)
+            dcarry = restart(mask_t, dcarry, None if dweights is None else dweights.initial)
+            dh = dcarry[0] if weights.mask is None else dcarry[0] * weights.mask
+            dgh = None if hh is None else product(dh, hh, dtype, self.precision)
             dgh = _or_zeros(self._sum(e_t, dgh), gh_t)
 
             def run(own: list[Array], carry: Carry, gx: Array, gh: Array) -> Carry:
@@ -172,7 +172,7 @@ class ScanRecurrence(Recurrence):
                 return cells.advance(self.cell, params, carry, gx, gh)
 
             at = (floats[first:], carry_t, _or_zeros(gx_t, gh_t), gh_t)
-            along = (moved, dcarry, _or_zeros(dgx_t, gh_t), dgh)
+            along = (moved, dcarry, _or_zeros(dgx_t, at[2]), dgh)
             _, (dm, *rest) = jax.jvp(run, at, along)
             dh = dm
             if weights.hr is not None:
@@ -185,7 +185,7 @@ class ScanRecurrence(Recurrence):
         dlast, (dhs, dsaved) = self._scan(step, dcarry, inputs)
         if save:
             dcarries, dgh = dsaved
-            dsaved = Saved(dcarries, dgh, None if self.cell.additive else _or_zeros(whole_dgx, gh))
+            dsaved = Saved(dcarries, dgh, None if self.cell.additive else _or_zeros(whole_dgx, gx))
         return silence(mask, dhs), dlast, dsaved
 
     def _recurrent(self, weights: Weights) -> Any:
@@ -196,13 +196,38 @@ class ScanRecurrence(Recurrence):
         turned = hh.T
 
         def run(h: Array, gx: Array) -> Array:
+            h = h if weights.mask is None else h * weights.mask
             gh = product(h, turned, gx.dtype, self.precision)
             return gh if bias is None else gh + jnp.broadcast_to(bias.astype(gx.dtype), gh.shape)
 
         return run
 
-    def _product(self, h: Array, dweights: Weights, dtype: Any) -> Array | None:
-        """dW_hh h + db_hh, for all steps at once."""
+    def _inputs(
+        self, weights: Weights, dweights: Weights | None, x: Array, dx: Array | None, dtype: Any
+    ) -> Array | None:
+        """dW_ih x + db_ih + W_ih dx, and after it the tangents of what the cell gets as it is."""
+        inputs = weights.ih.shape[1]
+        part = None
+        if dweights is not None:
+            part = self._project(x[..., :inputs], dweights.ih, dweights.b_ih, dtype)
+            spare = x.shape[-1] - inputs
+            if spare:
+                part = jnp.pad(part, ((0, 0), (0, 0), (0, spare)))
+        if dx is None:
+            return part
+        return self._sum(
+            part, cells.project_inputs(weights._replace(b_ih=None), dx, dtype, self.precision)
+        )
+
+    def _product(self, h: Array, weights: Weights, dweights: Weights, dtype: Any) -> Array | None:
+        """dW_hh (m h) + db_hh + W_hh (dm h), for all steps at once; m is the mask, or absent."""
+        if dweights.hh is not None and weights.mask is not None:
+            assert weights.hh is not None
+            assert dweights.mask is not None
+            seen = h * jnp.broadcast_to(weights.mask, h.shape)
+            moved = h * jnp.broadcast_to(dweights.mask, h.shape)
+            e = self._project(seen, dweights.hh, dweights.b_hh, dtype)
+            return e + self._project(moved, weights.hh, None, dtype)
         if dweights.hh is not None:
             return self._project(h, dweights.hh, dweights.b_hh, dtype)
         if dweights.b_hh is None:

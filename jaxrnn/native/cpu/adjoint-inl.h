@@ -62,7 +62,6 @@ __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t fi
   const int64_t H = shape.hidden;
   for (int r = 0; r < count; ++r) {
     const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
-    const int64_t before = s.t < 0 ? -1 : s.schedule.before(shape, at);
     for (int v = 0; v < vectors; ++v) {
       const int64_t u = first + v * kLanes<T>;
       if (u >= H) break;
@@ -73,14 +72,14 @@ __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t fi
         store(unit.carry, dh[r * vectors + v], unit.n);
         continue;
       }
-      unit.h = (before < 0 ? s.f.h0 + b * H : s.f.ys + before * H) + u;
+      unit.h = s.schedule.entering(shape, at, b, s.f.ys, s.f.h0, s.f.h_initial) + u;
       unit.y = s.f.ys + at * H + u;
       unit.gates = s.f.gates + at * C::kSaved * H + u;
       unit.hidden = H;
       unit.relu = s.f.cell == CellKind::rnn_relu;
       if (s.f.cs) {
         unit.c = s.f.cs + at * H + u;
-        unit.c_previous = (before < 0 ? s.f.c0 + b * H : s.f.cs + before * H) + u;
+        unit.c_previous = s.schedule.entering(shape, at, b, s.f.cs, s.f.c0, s.f.c_initial) + u;
         unit.dc = s.f.dc0 + b * H + u;
       }
       C::template adjoint<T>(dh[r * vectors + v], unit);
@@ -100,6 +99,7 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
   const T** next =
       static_cast<const T**>(private_memory(work, member, group.size * int64_t(sizeof(T*))));
   int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
+  int32_t* fresh = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
   T* zeros = static_cast<T*>(private_memory(work, member, depth * int64_t(sizeof(T))));
   copy<T>(zeros, nullptr, depth);
   for (int64_t j = 0; j < group.size; ++j) {
@@ -107,28 +107,47 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
     next[j] = zeros;
     copy(f.dh0 + b * s.hidden + u0, f.d_h + b * s.hidden + u0, u1 - u0);
     if (f.dc0) copy(f.dc0 + b * s.hidden + u0, f.d_c + b * s.hidden + u0, u1 - u0);
+    if (f.dh_initial) copy<T>(f.dh_initial + b * s.hidden + u0, nullptr, u1 - u0);
+    if (f.dc_initial) copy<T>(f.dc_initial + b * s.hidden + u0, nullptr, u1 - u0);
   }
 
   AdjointStep<T> step{f, schedule, packed, group.rows, next, 0};
-  auto run = [&](int64_t count) {
+  auto run = [&](const int32_t* some, int64_t count) {
     V<T> dh[kRows * N];
     for (int64_t p = p0; p < p1; ++p)
       for_blocks(count, [&](auto r, int64_t at) {
-        back_product<T, r(), N>(step, p, active + at, dh);
-        adjoint_block<T, C>(step, p * width, N, active + at, r(), dh);
+        back_product<T, r(), N>(step, p, some + at, dh);
+        adjoint_block<T, C>(step, p * width, N, some + at, r(), dh);
       });
+  };
+  // The cotangents of own units that leave a row at a reset: to the initial state, and not on.
+  auto move = [&](T* from, T* to, int64_t at) {
+    for (int64_t u = at + u0; from && u < at + u1; ++u) {
+      to[u] += from[u];
+      from[u] = T(0);
+    }
   };
   for (int64_t i = s.steps - 1; i >= 0; --i) {
     const int64_t t = step.t = s.time(i);
     const int64_t count = group.at(t, active);
-    run(count);
+    run(active, count);
     for (int64_t j = 0; j < count; ++j)
       next[active[j]] = f.gates + (t * s.batch + group.rows[active[j]]) * C::kSaved * s.hidden;
     if (group.parts > 1) wait_for_all(work);
+    const int64_t resets = f.h_initial ? group.resets(t, active, count, fresh) : 0;
+    if (resets == 0) continue;
+    step.t = -1;
+    run(fresh, resets);
+    for (int64_t j = 0; j < resets; ++j) {
+      const int64_t at = group.rows[fresh[j]] * s.hidden;
+      move(f.dh0, f.dh_initial, at);
+      move(f.dc0, f.dc_initial, at);
+      next[fresh[j]] = zeros;
+    }
   }
   step.t = -1;
   for (int64_t j = 0; j < group.size; ++j) active[j] = int32_t(j);
-  run(group.size);
+  run(active, group.size);
 }
 
 template <class T, class C>

@@ -44,7 +44,8 @@ class Data {
     w_hh = draw(rows * hidden, 0.5 / std::sqrt(double(hidden)));
     b_ih = draw(rows), b_hh = draw(rows), h0 = draw(batch * hidden), c0 = draw(batch * hidden);
     d_ys = draw(all * hidden), d_h = draw(batch * hidden), d_c = draw(batch * hidden);
-    for (int64_t i = 0; i < all; ++i) mask.push_back(random_() % 3 != 0);
+    for (int64_t i = 0; i < all; ++i) mask.push_back(uint8_t(random_() % 3));
+    h_initial = draw(batch * hidden), c_initial = draw(batch * hidden);
   }
 
   // All results of the forward and backward passes, concatenated.
@@ -69,12 +70,15 @@ class Data {
                  h.data(),
                  lstm ? c.data() : nullptr,
                  gates(case_.cell) > 1 ? saved.data() : nullptr,
-                 lstm ? cs.data() : nullptr};
+                 lstm ? cs.data() : nullptr,
+                 m ? h_initial.data() : nullptr,
+                 m && lstm ? c_initial.data() : nullptr};
     Threads workers(threads, idle);
     jaxrnn::run(build, f, workers.pool);
     std::vector<T> dx(x.size()), dw_ih(size_t(rows * inputs)), dw_hh(size_t(rows * hidden));
     std::vector<T> db_ih(static_cast<size_t>(rows)), db_hh(static_cast<size_t>(rows));
     std::vector<T> dh0(size_t(states), T(0)), dc0(size_t(states), T(0));
+    std::vector<T> dh_initial(size_t(states), T(0)), dc_initial(size_t(states), T(0));
     Adjoint<T> a{case_.cell,
                  case_.shape,
                  x.data(),
@@ -95,11 +99,16 @@ class Data {
                  db_ih.data(),
                  db_hh.data(),
                  dh0.data(),
-                 lstm ? dc0.data() : nullptr};
+                 lstm ? dc0.data() : nullptr,
+                 m ? h_initial.data() : nullptr,
+                 m && lstm ? c_initial.data() : nullptr,
+                 m ? dh_initial.data() : nullptr,
+                 m && lstm ? dc_initial.data() : nullptr};
     Threads others(threads, idle);
     jaxrnn::run(build, a, others.pool);
     std::vector<T> everything;
-    for (const auto* part : {&ys, &h, &c, &dx, &dw_ih, &dw_hh, &db_ih, &db_hh, &dh0, &dc0})
+    for (const auto* part :
+         {&ys, &h, &c, &dx, &dw_ih, &dw_hh, &db_ih, &db_hh, &dh0, &dc0, &dh_initial, &dc_initial})
       everything.insert(everything.end(), part->begin(), part->end());
     return everything;
   }
@@ -114,7 +123,7 @@ class Data {
 
   Case case_;
   std::mt19937 random_;
-  std::vector<T> x, w_ih, w_hh, b_ih, b_hh, h0, c0, d_ys, d_h, d_c;
+  std::vector<T> x, w_ih, w_hh, b_ih, b_hh, h0, c0, h_initial, c_initial, d_ys, d_h, d_c;
   std::vector<uint8_t> mask;
 };
 

@@ -34,6 +34,17 @@ T* data(const ffi::AnyBuffer& buffer) {
   return buffer.element_count() == 0 ? nullptr : static_cast<T*>(buffer.untyped_data());
 }
 
+// Operands and results that only a call with resets has.
+template <class T>
+T* given(const ffi::RemainingArgs& operands, size_t index) {
+  return index < operands.size() ? data<T>(*operands.get<ffi::AnyBuffer>(index)) : nullptr;
+}
+
+template <class T>
+T* given(const ffi::RemainingRets& results, size_t index) {
+  return index < results.size() ? data<T>(**results.get<ffi::AnyBuffer>(index)) : nullptr;
+}
+
 // Allocations above malloc's mmap threshold (32 MiB) are mapped anew for every call, and faulting
 // in their pages can take a quarter of the time. Huge pages avoid most of these faults. The pages
 // at both ends may be shared with neighbouring arrays. Systems without huge pages ignore the
@@ -76,18 +87,19 @@ using Out = ffi::Result<ffi::AnyBuffer>;
 using In = ffi::AnyBuffer;
 
 ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x,
-                   In w_ih, In w_hh, In b_ih, In b_hh, In h0, In c0, In mask, Out ys, Out h, Out c,
-                   Out saved, Out cs) {
+                   In w_ih, In w_hh, In b_ih, In b_hh, In h0, In c0, In mask,
+                   ffi::RemainingArgs initial, Out ys, Out h, Out c, Out saved, Out cs) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    Forward<T> call{CellKind(cell), shape_of(x, h0, reverse),
-                    data<T>(x),     data<T>(w_ih),
-                    data<T>(w_hh),  data<T>(b_ih),
-                    data<T>(b_hh),  data<T>(h0),
-                    data<T>(c0),    data<uint8_t>(mask),
-                    data<T>(*ys),   data<T>(*h),
-                    data<T>(*c),    data<T>(*saved),
-                    data<T>(*cs)};
+    Forward<T> call{CellKind(cell),      shape_of(x, h0, reverse),
+                    data<T>(x),          data<T>(w_ih),
+                    data<T>(w_hh),       data<T>(b_ih),
+                    data<T>(b_hh),       data<T>(h0),
+                    data<T>(c0),         data<uint8_t>(mask),
+                    data<T>(*ys),        data<T>(*h),
+                    data<T>(*c),         data<T>(*saved),
+                    data<T>(*cs),        given<T>(initial, 0),
+                    given<T>(initial, 1)};
     for (Out* result : {&ys, &saved, &cs}) want_huge_pages(**result);
     run(build_named(build), call, pool_of(threads));
   });
@@ -95,21 +107,35 @@ ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, bool re
 
 ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x,
                    In w_ih, In w_hh, In h0, In c0, In mask, In ys, In cs, In, In d_ys, In d_h,
-                   In d_c, Out gates, Out dx, Out dw_ih, Out dw_hh, Out db_ih, Out db_hh, Out dh0,
-                   Out dc0) {
+                   In d_c, ffi::RemainingArgs initial, Out gates, Out dx, Out dw_ih, Out dw_hh,
+                   Out db_ih, Out db_hh, Out dh0, Out dc0, ffi::RemainingRets d_initial) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    Adjoint<T> call{CellKind(cell),  shape_of(x, h0, reverse),
-                    data<T>(x),      data<T>(w_ih),
-                    data<T>(w_hh),   data<T>(h0),
-                    data<T>(c0),     data<uint8_t>(mask),
-                    data<T>(ys),     data<T>(cs),
-                    data<T>(d_ys),   data<T>(d_h),
-                    data<T>(d_c),    data<T>(*gates),
-                    data<T>(*dx),    data<T>(*dw_ih),
-                    data<T>(*dw_hh), data<T>(*db_ih),
-                    data<T>(*db_hh), data<T>(*dh0),
-                    data<T>(*dc0)};
+    Adjoint<T> call{CellKind(cell),
+                    shape_of(x, h0, reverse),
+                    data<T>(x),
+                    data<T>(w_ih),
+                    data<T>(w_hh),
+                    data<T>(h0),
+                    data<T>(c0),
+                    data<uint8_t>(mask),
+                    data<T>(ys),
+                    data<T>(cs),
+                    data<T>(d_ys),
+                    data<T>(d_h),
+                    data<T>(d_c),
+                    data<T>(*gates),
+                    data<T>(*dx),
+                    data<T>(*dw_ih),
+                    data<T>(*dw_hh),
+                    data<T>(*db_ih),
+                    data<T>(*db_hh),
+                    data<T>(*dh0),
+                    data<T>(*dc0),
+                    given<T>(initial, 0),
+                    given<T>(initial, 1),
+                    given<T>(d_initial, 0),
+                    given<T>(d_initial, 1)};
     want_huge_pages(*dx);
     run(build_named(build), call, pool_of(threads));
   });
@@ -140,6 +166,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, jaxrnn::forward,
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
@@ -164,6 +191,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_adjoint, jaxrnn::adjoint,
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
@@ -171,7 +199,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_adjoint, jaxrnn::adjoint,
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .RemainingRets());
 
 // Instruction sets of this machine, fastest first, separated by commas.
 JAXRNN_EXPORT const char* jaxrnn_builds() {

@@ -145,6 +145,7 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
   const T** h =
       static_cast<const T**>(private_memory(work, member, group.size * int64_t(sizeof(T*))));
   int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
+  int32_t* fresh = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
   for (int64_t j = 0; j < group.size; ++j) {
     const int64_t b = group.rows[j];
     h[j] = f.h0 + b * s.hidden;
@@ -184,6 +185,11 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
       projected = 0;
     }
     const int64_t count = group.at(t, active);
+    for (int64_t j = f.h_initial ? group.resets(t, active, count, fresh) : 0; j-- > 0;) {
+      const int64_t at = group.rows[fresh[j]] * s.hidden;
+      h[fresh[j]] = f.h_initial + at;
+      if (f.c0) copy(f.c_last + at + u0, f.c_initial + at + u0, u1 - u0);
+    }
     for (int64_t p = p0; p < p1; ++p)
       for_blocks(count, [&](auto r, int64_t at) {
         const T* own = gx ? gx + ((p - p0) * capacity + projected + at) * width : nullptr;

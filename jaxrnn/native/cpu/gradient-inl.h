@@ -98,8 +98,8 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
     };
     pack_inputs(ih, count, [&](int64_t k) { return f.x + step(k) * s.inputs; });
     pack_inputs(hh, count, [&](int64_t k) {
-      const int64_t at = step(k), before = schedule.before(s, at);
-      return before < 0 ? f.h0 + at % s.batch * H : f.ys + before * H;
+      const int64_t at = step(k);
+      return schedule.entering(s, at, at % s.batch, f.ys, f.h0, f.h_initial);
     });
     // The GRU's third gate has two cotangents: that of W_hn h + b_hn, then that of W_in x + b_in.
     const int64_t third = saved > rows ? 2 * H : rows;

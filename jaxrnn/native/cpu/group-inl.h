@@ -28,6 +28,14 @@ struct Group {
     }
     return n;
   }
+
+  // Of `count` positions in `active`, those whose step at t starts anew, in `fresh`.
+  int64_t resets(int64_t t, const int32_t* active, int64_t count, int32_t* fresh) const {
+    int64_t n = 0;
+    for (int64_t j = 0; mask && j < count; ++j)
+      if (mask[t * batch + rows[active[j]]] == kReset) fresh[n++] = active[j];
+    return n;
+  }
 };
 
 // Calls f for each group that a member walks, or helps to walk.

@@ -2,11 +2,15 @@
 //
 // Shapes, row-major: x (T, B, I), w_ih (G H, I), w_hh (G H, H), biases (G H), states (B, H),
 // mask (T, B), ys (T, B, H). PyTorch's gate order. A null pointer stands for an absent array.
+// A mask holds 0 for no step, 1 for a step, and `kReset` for a step that starts from h_initial and
+// c_initial (B, H) instead of the step before.
 #pragma once
 
 #include <cstdint>
 
 namespace jaxrnn {
+
+constexpr uint8_t kReset = 2;
 
 enum class CellKind : int32_t { rnn_tanh = 0, rnn_relu = 1, lstm = 2, gru = 3 };
 
@@ -35,6 +39,7 @@ struct Forward {
   const uint8_t* mask;
   T *ys, *h_last, *c_last;
   T *saved, *cs;  // (T, B, 4 H) and (T, B, H); null in inference
+  const T *h_initial = nullptr, *c_initial = nullptr;
 };
 
 template <class T>
@@ -48,7 +53,12 @@ struct Adjoint {
   T* gates;  // in: saved gates; out: cotangents of the projections
   // Null if not needed: dx, and all gradients of the weights together.
   T *dx, *dw_ih, *dw_hh, *db_ih, *db_hh, *dh0, *dc0;
+  const T *h_initial = nullptr, *c_initial = nullptr;
+  T *dh_initial = nullptr, *dc_initial = nullptr;
 };
+
+// In `Schedule::previous`, instead of a step.
+constexpr int32_t kFromCarry = -1, kFromInitial = -2;
 
 // How `members` threads share the work. Either each walks every `members`-th of `groups` sets of
 // rows, or all walk one set `together`: each owns some of the units, and they wait for each other
@@ -66,14 +76,24 @@ struct Plan {
 struct Schedule {
   const int32_t* order;     // (B)
   const int32_t* begin;     // groups + 1
-  const int32_t* previous;  // (T B): the row's step before this one, or -1; null without a mask
+  const int32_t* previous;  // (T B): the row's step before this one, or a negative kFrom...; null
+                            // without a mask
   const int32_t* steps;     // the steps where the mask is true; null without a mask
   int64_t count;            // number of steps
 
-  int64_t before(const Shape& s, int64_t at) const {  // -1 if there is none
+  int64_t before(const Shape& s, int64_t at) const {
     if (previous) return previous[at];
     const int64_t other = s.reverse ? at + s.batch : at - s.batch;
-    return other < s.steps * s.batch ? other : -1;
+    return other >= 0 && other < s.steps * s.batch ? other : kFromCarry;
+  }
+
+  // The state (H) that enters step `at`, of row b: of the step before, or one that is given.
+  template <class T>
+  const T* entering(const Shape& s, int64_t at, int64_t b, const T* of_steps, const T* carry,
+                    const T* initial) const {
+    const int64_t from = before(s, at);
+    if (from >= 0) return of_steps + from * s.hidden;
+    return (from == kFromInitial ? initial : carry) + b * s.hidden;
   }
 };
 

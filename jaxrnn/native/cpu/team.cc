@@ -70,13 +70,13 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
   Work work;
   if (mask) {
     std::fill(length.begin(), length.end(), 0);
-    std::vector<int32_t> last(size_t(batch), -1);
+    std::vector<int32_t> last(size_t(batch), kFromCarry);
     work.previous.assign(size_t(std::max<int64_t>(1, shape.steps * batch)), -1);
     for (int64_t i = 0; i < shape.steps; ++i)
       for (int64_t b = 0; b < batch; ++b) {
         const int64_t at = shape.time(i) * batch + b;
         if (!mask[at]) continue;
-        work.previous[size_t(at)] = last[size_t(b)];
+        work.previous[size_t(at)] = mask[at] == kReset ? kFromInitial : last[size_t(b)];
         last[size_t(b)] = int32_t(at);
         ++length[size_t(b)];
         work.steps.push_back(int32_t(at));

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from jaxrnn.cells import Carry, Size
+from jaxrnn.cells import Carry, Size, Weights
 
 _START = 0.25  # how far from rest a guess starts, in units of the state or of the cotangents
 
@@ -87,6 +87,24 @@ class Cut(NamedTuple):
     def repeat(self, carry: Carry) -> Carry:
         """One carry for all chunks."""
         return tuple(jnp.tile(c, (self.chunks, 1)) for c in carry)
+
+    def for_chunks(self, weights: Weights) -> Weights:
+        """The weights, or their tangents, with what they say of rows for those of every chunk."""
+        mask, initial = weights.mask, weights.initial
+        return weights._replace(
+            mask=None if mask is None else self.repeat((mask,))[0],
+            initial=None if initial is None else self.repeat(initial),
+        )
+
+    def for_rows(self, dweights: Weights | None) -> Weights | None:
+        """The transpose of `for_chunks`: a row's cotangent is the sum of its chunks'."""
+        if dweights is None:
+            return None
+        mask, initial = dweights.mask, dweights.initial
+        return dweights._replace(
+            mask=None if mask is None else self.rows((mask,))[0].sum(0),
+            initial=None if initial is None else tuple(d.sum(0) for d in self.rows(initial)),
+        )
 
 
 class Boundaries:

@@ -46,10 +46,11 @@ class Shot(Recurrence):
         steps = x.shape[0]
         cut, x, mask = self._cut(x, mask)
         boundaries = Boundaries(cut, mask)
+        tiled = cut.for_chunks(weights)
 
         def sweep(starts: Carry, some: slice = slice(None)) -> tuple[Any, Carry]:
             at = None if mask is None else mask[some]
-            ys, ends, saved, _ = self.inner.run(weights, x[some], starts, at, save=save)
+            ys, ends, saved, _ = self.inner.run(tiled, x[some], starts, at, save=save)
             return Trace(starts, ys, saved), ends
 
         def in_order() -> tuple[Any, Carry]:
@@ -84,12 +85,14 @@ class Shot(Recurrence):
         dx = None if dx is None else self._cut(dx, None)[1]
         boundaries = Boundaries(cut, mask)
         of_steps = (x, mask, trace.hs, trace.saved, dx)
+        tiled = cut.for_chunks(weights)
+        dtiled = None if dweights is None else cut.for_chunks(dweights)
 
         def sweep(starts: Carry, some: slice | None = None) -> tuple[Any, Carry]:
             some = some if self.inner.saves_steps else None
             x, mask, hs, saved, dx = _pick(of_steps, some)
-            at = (weights, x, trace.starts, mask, hs, saved)
-            return self.inner.push(at, (dweights, dx, starts))
+            at = (tiled, x, trace.starts, mask, hs, saved)
+            return self.inner.push(at, (dtiled, dx, starts))
 
         def in_order() -> tuple[Any, Carry]:
             def chunk(start: Carry, inputs: Any) -> tuple[Carry, Array]:
@@ -131,24 +134,30 @@ class Shot(Recurrence):
         d_hs = silence(mask, self._cut(d_ys, None)[1])
         boundaries = Boundaries(cut, mask, backwards=True)
         of_steps = (x, mask, trace.hs, trace.saved, d_hs)
+        tiled = cut.for_chunks(weights)
+        of_tiled = None if of_weights is None else jax.eval_shape(cut.for_chunks, of_weights)
 
-        def pull(starts: Carry, ends: Carry, inputs: Any, wanted: bool = True) -> Operands:
+        def pull(
+            weights: Weights, like: Any, starts: Carry, ends: Carry, inputs: Any, *, dx: bool
+        ) -> Operands:
             x, mask, hs, saved, d_hs = inputs
-            shapes = (of_weights, x if of_x is not None else None) if wanted else (None, None)
             at = (weights, x, starts, mask, hs, saved)
-            return self.inner.pull(at, (*shapes, starts), (d_hs, ends))
+            return self.inner.pull(at, (like, x if dx else None, starts), (d_hs, ends))
 
         def sweep(ends: Carry, some: slice | None = None) -> tuple[Any, Carry]:
             # Of a guess, which is over some steps, the carry alone counts.
             guess = some is not None
             inputs = _pick(of_steps, some if self.inner.saves_steps else None)
-            got = pull(trace.starts, ends, inputs, wanted=not guess)
-            return (None if guess else got[:2]), got[2]
+            wanted = None if guess else of_tiled
+            with_dx = of_x is not None and not guess
+            dweights, dx, start = pull(tiled, wanted, trace.starts, ends, inputs, dx=with_dx)
+            return (None if guess else (cut.for_rows(dweights), dx)), start
 
         def in_order() -> tuple[Any, Carry]:
             def chunk(state: Any, inputs: Any) -> tuple[Any, Any]:
                 end, total = state
-                more, dx, start = pull(inputs[0], end, inputs[1])
+                with_dx = of_x is not None
+                more, dx, start = pull(weights, of_weights, inputs[0], end, inputs[1], dx=with_dx)
                 return (start, jax.tree.map(jnp.add, total, more)), dx
 
             inputs = (cut.rows(trace.starts), jax.tree.map(cut.one_by_one, of_steps))

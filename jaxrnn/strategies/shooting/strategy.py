@@ -54,7 +54,7 @@ from jaxrnn.cells import Carry, Cell, Size, Weights
 from jaxrnn.checks import InputError
 from jaxrnn.derivative import rule
 from jaxrnn.derivative.rule import Recurrence
-from jaxrnn.strategies.base import Base, Capabilities, Strategy
+from jaxrnn.strategies.base import Base, Capabilities, Strategy, prepare
 from jaxrnn.strategies.default import default
 from jaxrnn.strategies.scan import Scan
 from jaxrnn.strategies.shooting.chunks import Info, Knobs, one_chunk
@@ -179,7 +179,7 @@ class Shooting(Base):
     ) -> tuple[Float[Array, "T B P"], Carry, Info]:
         """Like `__call__`, and also returns an `Info` (sweeps, residual, fell_back)."""
         recurrence = self.recurrence(cell, weights, x, carry, precision=precision, reverse=reverse)
-        mask = None if mask is None else mask.astype(bool)
+        weights, mask = prepare(weights, carry, mask)
         ys, last, info = rule.run(recurrence, weights, x, carry, mask)
         return ys, last, info or one_chunk(carry[0].dtype)
 
@@ -201,7 +201,7 @@ class Shooting(Base):
         The `Info` of a gradient cannot be returned from within it; this runs the same again.
         """
         recurrence = self.recurrence(cell, weights, x, carry, precision=precision, reverse=reverse)
-        mask = None if mask is None else mask.astype(bool)
+        weights, mask = prepare(weights, carry, mask)
         ys, _, saved, _ = recurrence.run(weights, x, carry, mask, save=True)
         fixed, like = (weights, x, carry, mask, ys, saved), (None, None, carry)
         back, info = recurrence.pull_with_info(fixed, like, cotangents)

@@ -7,19 +7,25 @@ A cell is a pointwise function of its carry and of two projections,
     carry_t = cell(carry_{t-1}, gx_t, gh_t)
 
 so the matrices sit in the projections. A cell of one's own may have parameters too (a leak, a
-peephole, a gain): any pytree of arrays in `Weights.cell`, which `step` is given. The equations of
-the cells below are those of `torch.nn.RNNCell`, `LSTMCell` and `GRUCell`, in their gate order.
+peephole, a gain): any pytree of arrays in `Weights.cell`, which `step` is given.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxrnn import cells
+    >>> weights = cells.Weights(ih=jnp.ones((8, 3)), hh=jnp.ones((8, 2)))
+    >>> gx = cells.project_inputs(weights, jnp.ones((5, 3)), jnp.float32)
+    >>> (h, c), gh = cells.step(cells.lstm, weights, (jnp.zeros((5, 2)),) * 2, gx)
+    >>> gx.shape, gh.shape, h.shape
+    ((5, 8), (5, 8), (5, 2))
 
 Shape letters, used in the whole package: T steps, B batch, I inputs, H hidden units, P outputs
 (H, or the size of the projection), G gates, L layers, D directions.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
@@ -36,8 +42,11 @@ class Weights(NamedTuple):
 
     The dtype of `ih`, `hh` and `hr` is the dtype in which products are computed; the carry's
     dtype is the one in which they are summed. Without `hh` there is no recurrent product, and gh
-    is `b_hh` or zero. `cell` holds the cell's own parameters: a pytree of arrays without a batch
-    axis, differentiable in every strategy.
+    is `b_hh` or zero. `mask` multiplies h in the product W_hh h alone, by row: recurrent dropout
+    (Gal and Ghahramani, 2016). `initial` is the state of each row, arrays (B, ·), that a step with
+    a reset starts from; None stands for the carry that the call starts with. `cell` holds the
+    cell's own parameters: a pytree of arrays without a batch axis. Everything here is
+    differentiable in every strategy.
     """
 
     ih: Float[Array, "GH I"]
@@ -45,6 +54,8 @@ class Weights(NamedTuple):
     b_ih: Float[Array, " GH"] | None = None
     b_hh: Float[Array, " GH"] | None = None
     hr: Float[Array, "P H"] | None = None
+    mask: Float[Array, "B P"] | None = None
+    initial: Carry | None = None
     cell: Any = ()
 
 
@@ -65,7 +76,12 @@ class Cell(NamedTuple):
         step: the function of one step.
         additive: `step` depends on gx + gh alone; reverse mode then stores gx + gh instead of both.
         init: `init(key, hidden_size, dtype)` returns initial parameters for `Weights.cell`; None
-            for a cell without parameters.
+            for a cell without parameters. `jaxrnn.Recurrent` names them by their keys.
+        recurrent: the layer multiplies h by W_hh. Without it gh is zero, and whatever the cell
+            does with h, it does by parameters of its own.
+        linear: `linear(gx)` returns (a, b), arrays (..., H), for a cell whose step is
+            h' = a h + b; None for every other cell. `strategies.AssociativeScan` runs it.
+        forget: the index of the gate that keeps the state where it is open, for `forget_bias`.
 
     Example:
         A leaky integrator with a trainable leak for each unit, over a sequence of five steps.
@@ -90,6 +106,12 @@ class Cell(NamedTuple):
     step: Callable[..., Carry]
     additive: bool = False
     init: Callable[[Array, int, Any], Any] | None = None
+    recurrent: bool = True
+    linear: Callable[[Array], tuple[Array, Array]] | None = None
+    forget: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Cell({self.name!r}, gates={self.gates}, states={self.states})"
 
 
 def advance(cell: Cell, params: Any, carry: Carry, gx: Array, gh: Array) -> Any:
@@ -99,66 +121,46 @@ def advance(cell: Cell, params: Any, carry: Carry, gx: Array, gh: Array) -> Any:
     return cell.step(params, carry, gx, gh)
 
 
-def _pure(step: Callable[..., Carry]) -> Callable[..., Carry]:
-    """Mark a step that depends on its arguments alone: no call needs to look for closures."""
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+
+def pure(step: Step) -> Step:
+    """Mark a step that depends on its arguments alone and closes over no array.
+
+    No call searches such a step for arrays, and a module compiles its whole call once.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import cells
+        >>> @cells.pure
+        ... def step(carry, gx, gh):
+        ...     return (jnp.tanh(gx + gh),)
+        >>> cells.is_pure(cells.Cell("elman", 1, 1, step, additive=True))
+        True
+    """
     step.pure = True  # type: ignore[attr-defined]
     return step
 
 
-@_pure
-def _rnn_tanh(carry: Carry, gx: Array, gh: Array) -> Carry:
-    return (jnp.tanh(gx + gh),)
+def is_pure(cell: Cell) -> bool:
+    """True if the cell's step is marked by `pure`."""
+    return getattr(cell.step, "pure", False)
 
 
-@_pure
-def _rnn_relu(carry: Carry, gx: Array, gh: Array) -> Carry:
-    # jax.nn.relu and not jnp.maximum: its derivative at 0 is PyTorch's 0, not 1/2.
-    return (jax.nn.relu(gx + gh),)
+def linear_step(linear: Callable[..., tuple[Array, Array]]) -> Callable[..., Carry]:
+    """The step h' = a h + b of a cell that is linear in its state, from `Cell.linear`."""
+
+    @pure
+    def step(carry: Carry, gx: Array, gh: Array) -> Carry:
+        a, b = linear(gx)
+        return (a * carry[0] + b,)
+
+    return step
 
 
-@_pure
-def _lstm(carry: Carry, gx: Array, gh: Array) -> Carry:
-    # One tanh for all gates, σ(x) = tanh(x/2)/2 + 1/2: XLA would not vectorise four loops.
-    hidden = gx.shape[-1] // 4
-    scale, shift = (
-        jnp.broadcast_to(np.repeat(np.array(a, gx.dtype), hidden), gx.shape)
-        for a in ([0.5, 0.5, 1, 0.5], [0.5, 0.5, 0, 0.5])
-    )
-    gates = jnp.tanh((gx + gh) * scale) * scale + shift
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    c = f * carry[1] + i * g
-    return o * jnp.tanh(c), c
-
-
-@_pure
-def _gru(carry: Carry, gx: Array, gh: Array) -> Carry:
-    (h,) = carry
-    xr, xz, xn = jnp.split(gx, 3, axis=-1)
-    hr, hz, hn = jnp.split(gh, 3, axis=-1)
-    r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
-    n = jnp.tanh(xn + r * hn)
-    return ((1 - z) * n + z * h,)
-
-
-rnn_tanh = Cell("rnn_tanh", 1, 1, _rnn_tanh, additive=True)
-"""h = tanh(gx + gh)."""
-
-rnn_relu = Cell("rnn_relu", 1, 1, _rnn_relu, additive=True)
-"""h = max(gx + gh, 0)."""
-
-lstm = Cell("lstm", 4, 2, _lstm, additive=True)
-"""i, f, g, o = gx + gh;  c' = σ(f) c + σ(i) tanh(g);  h' = σ(o) tanh(c').
-
-Source: Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997, with the forget gate of Gers,
-Schmidhuber and Cummins, "Learning to Forget", 2000.
-"""
-
-gru = Cell("gru", 3, 1, _gru)
-"""r = σ(gx_r + gh_r);  z = σ(gx_z + gh_z);  n = tanh(gx_n + r gh_n);  h' = (1 - z) n + z h.
-
-The reset gate multiplies the product W_hn h + b_hn, not h. Source: Cho et al., "Learning Phrase
-Representations using RNN Encoder-Decoder", 2014, in the variant of PyTorch and cuDNN.
-"""
+def spread(params: Any, like: Array) -> Any:
+    """Parameters (H,) along the leading dimensions of `like`, which JAX may not do by itself."""
+    return jax.tree.map(lambda p: jnp.broadcast_to(p, (*like.shape[:-1], p.shape[-1])), params)
 
 
 def project(
@@ -176,15 +178,31 @@ def project(
     return y if bias is None else y + jnp.broadcast_to(bias.astype(dtype), y.shape)
 
 
+def project_inputs(
+    weights: Weights,
+    x: Float[Array, "... I"],
+    dtype: DTypeLike,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "... GH"]:
+    """gx = W_ih x + b_ih. Features of x past W_ih's columns follow, as they are, for the cell."""
+    inputs = weights.ih.shape[1]
+    gx = project(x[..., :inputs], weights.ih, weights.b_ih, dtype, precision)
+    if x.shape[-1] == inputs:
+        return gx
+    return jnp.concatenate([gx, x[..., inputs:].astype(dtype)], axis=-1)
+
+
 def recurrent_input(
     weights: Weights, h: Array, gx: Array, precision: lax.PrecisionLike = None
 ) -> Array:
-    """gh = W_hh h + b_hh, shaped as gx; zero for what is absent."""
+    """gh = W_hh h + b_hh (..., G*H); zero for what is absent."""
     if weights.hh is not None:
-        return project(h, weights.hh, weights.b_hh, gx.dtype, precision)
+        seen = h if weights.mask is None else h * weights.mask
+        return project(seen, weights.hh, weights.b_hh, gx.dtype, precision)
+    shape = (*gx.shape[:-1], weights.ih.shape[0])
     if weights.b_hh is not None:
-        return jnp.broadcast_to(weights.b_hh.astype(gx.dtype), gx.shape)
-    return jnp.zeros_like(gx)
+        return jnp.broadcast_to(weights.b_hh.astype(gx.dtype), shape)
+    return jnp.zeros(shape, gx.dtype)
 
 
 def step(
