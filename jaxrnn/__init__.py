@@ -7,7 +7,7 @@
     native        the CPU kernel of Native, in C++
     sharding      the types of arrays that several devices share
     layers        directions, lengths and stacked layers: plain functions on plain pytrees
-    modules       RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell for `flax.nnx`
+    modules       Recurrent, RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell for `flax.nnx`
     checks        what the modules refuse, and the sentence for each
 
     interchange   weights from and to PyTorch: state_dict, load_state_dict and safetensors
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from jaxrnn import cells, layers, strategies
 from jaxrnn.checks import InputError
 from jaxrnn.interchange import load_safetensors, load_state_dict, save_safetensors, state_dict
-from jaxrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from jaxrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, Masks, Recurrent, RNNCell
 
 if TYPE_CHECKING:
     from jaxrnn import data as data
@@ -48,7 +48,9 @@ __all__ = [
     "GRUCell",
     "InputError",
     "LSTMCell",
+    "Masks",
     "RNNCell",
+    "Recurrent",
     "cells",
     "layers",
     "load_safetensors",

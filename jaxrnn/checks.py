@@ -213,6 +213,17 @@ def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None
     return jnp.asarray(array).reshape(batch)
 
 
+def resets(call: str, value: Any, shape: tuple[Size, ...]) -> Array:
+    """The beginnings of sequences, as booleans in the layout of the inputs without features."""
+    array = jnp.asarray(value)
+    if array.dtype != bool or array.shape != tuple(shape):
+        raise InputError(
+            f"`{call}` needs resets of booleans in the input's layout, {tuple(shape)}, got "
+            f"{array.dtype} of shape {_shape(array)}."
+        )
+    return array
+
+
 def _like_lengths(hx: Any) -> bool:
     """True if a state looks like lengths: one integer, or a row of integers."""
     arrays = [jnp.asarray(a) for a in (hx if isinstance(hx, tuple | list) else [hx])]

@@ -3,8 +3,13 @@
 import numbers
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+
+from jaxrnn.cells import Carry, Cell, advance
+from jaxrnn.modules.noise import Rates
 
 
 def constructor(
@@ -75,6 +80,84 @@ def nonlinearity(name: str, value: Any) -> None:
             f"Unknown nonlinearity '{value}'. Select from 'tanh' or 'relu': "
             f"`{name}(nonlinearity={value!r})`."
         )
+
+
+def projectable(name: str, cell: Cell, hidden_size: int, proj_size: int) -> None:
+    """A projected h has another size than the units, so the step must not use it itself."""
+    if not isinstance(cell, Cell):
+        raise TypeError(f"`{name}(cell=...)` needs a cell, such as `cells.lstm`, got {cell!r}.")
+    if not proj_size:
+        return
+    features = jax.ShapeDtypeStruct((1, cell.gates * hidden_size), jnp.float32)
+    units = jax.ShapeDtypeStruct((1, hidden_size), jnp.float32)
+    carry = (jax.ShapeDtypeStruct((1, proj_size), jnp.float32), *(units,) * (cell.states - 1))
+
+    def step(carry: Carry, gx: Array, gh: Array) -> Carry:
+        init = cell.init
+        params = () if init is None else init(jax.random.key(0), hidden_size, jnp.float32)
+        return advance(cell, params, carry, gx, gh)
+
+    try:
+        with jax.numpy_rank_promotion("allow"):
+            made = jax.eval_shape(step, carry, features, features)
+        fits = all(a.shape == units.shape for a in made)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"proj_size must be 0 for a cell that uses h itself, and {cell.name!r} does: "
+            f"`{name}(proj_size={proj_size!r})`."
+        )
+
+
+def initial_state(name: str, value: Any) -> None:
+    if value not in ("zeros", "learned"):
+        raise ValueError(f"`{name}(initial_state={value!r})` is none of 'zeros' and 'learned'.")
+
+
+def rates(
+    name: str,
+    cell: Cell,
+    proj_size: int,
+    *,
+    between: float,
+    zoneout: Any,
+    variational: bool,
+    **dropouts: float,
+) -> Rates:
+    """The probabilities of everything random, of the right number and in range."""
+    each = (zoneout,) if isinstance(zoneout, numbers.Real) else tuple(zoneout)
+    if len(each) > cell.states or (len(each) > 1 and len(each) != cell.states):
+        raise ValueError(
+            f"`{name}(zoneout=...)` needs one number, for h, or one for each of the "
+            f"{cell.states} states of the cell {cell.name!r}, got {zoneout!r}."
+        )
+    for key, value in (*dropouts.items(), *(("zoneout", rate) for rate in each)):
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not real or not 0 <= value <= 1:
+            raise ValueError(f"`{name}({key}={value!r})` needs a probability in [0, 1].")
+    if not isinstance(variational, bool):
+        raise TypeError(f"`{name}(variational={variational!r})` needs a bool.")
+    for key in ("recurrent_dropout", "weight_dropout"):
+        if dropouts[key] and not cell.recurrent:
+            raise ValueError(
+                f"`{name}({key}={dropouts[key]!r})` needs W_hh, and the layer multiplies no h for "
+                f"the cell {cell.name!r}."
+            )
+    if each[0] and proj_size:
+        raise ValueError(
+            f"`{name}(zoneout={zoneout!r}, proj_size={proj_size})` cannot keep a projected h; a "
+            "rate of 0 for h and others for the other states can."
+        )
+    every = tuple(map(float, each)) + (0.0,) * (cell.states - len(each))
+    return Rates(
+        between=float(between),
+        input=float(dropouts["input_dropout"]),
+        recurrent=float(dropouts["recurrent_dropout"]),
+        weight=float(dropouts["weight_dropout"]),
+        zoneout=every if any(every) else (),
+        variational=variational,
+    )
 
 
 def no_projection(name: str, proj_size: int) -> None:

@@ -1,49 +1,23 @@
 """`RNN`, `GRU` and `LSTM`: PyTorch's arguments and equations."""
 
-import jax.numpy as jnp
-from flax import nnx
-from jax import Array, lax
-from jax.typing import DTypeLike
+from typing import Unpack
+
+from jax import Array
 
 from jaxrnn import cells
-from jaxrnn.cells import Cell
 from jaxrnn.modules import arguments
 from jaxrnn.modules.base import rnn_cell
-from jaxrnn.modules.stacked import Layers
-from jaxrnn.strategies import Strategy
+from jaxrnn.modules.options import Options
+from jaxrnn.modules.recurrent import Recurrent
 
 
-class RNN(Layers[Array]):
+class RNN(Recurrent[Array]):
     """`torch.nn.RNN`: h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), or relu in tanh's place.
 
-    Args:
-        input_size: I, features of each step.
-        hidden_size: H, features of the state.
-        num_layers: L, stacked layers.
+    Arguments, attributes, errors, call and shapes are those of `Recurrent`, without `cell` and with
+
         nonlinearity: "tanh" or "relu".
-        bias: whether there are b_ih and b_hh.
-        batch_first: whether inputs and outputs are (B, T, ·) and not (T, B, ·); states never are.
-        dropout: probability of an element of every layer's outputs but the last's being zeroed, in
-            training (`module.train()`, the initial mode; `module.eval()` ends it).
-        bidirectional: whether a second direction runs backwards; D is 2 then, else 1.
         proj_size: refused unless 0: only the LSTM has projections.
-        dtype: of computation: inputs and weights are converted to it. None computes in
-            `param_dtype` and refuses inputs of another, as PyTorch. With bfloat16 or float16,
-            states and sums stay float32, outputs are of `dtype`, and final states are float32, so
-            that a sequence in chunks equals the whole.
-        param_dtype: of the parameters.
-        precision: of every product, as in `jax.lax.dot_general`.
-        strategy: how a direction runs over time (`jaxrnn.strategies`); None chooses.
-        rngs: for the initial parameters, each from U(-1/sqrt(H), 1/sqrt(H)), and for dropout.
-
-    Attributes:
-        weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, weight_ih_l0_reverse, ...: the
-        parameters, (G*H, I or D*P), (G*H, P), (G*H,), (G*H,), named and laid out as PyTorch's.
-
-    Raises:
-        ValueError, TypeError: for arguments and inputs of wrong type, value or shape, with
-            PyTorch's phrase where PyTorch has one. Lengths are checked where their values are
-            known and clipped to [0, T] where they are traced.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -52,9 +26,6 @@ class RNN(Layers[Array]):
         >>> output, h_n = rnn(jnp.ones((7, 4, 3)), lengths=jnp.array([7, 2, 0, 5]))
         >>> output.shape, h_n.shape                    # (T, B, D*H), (D*L, B, H)
         ((7, 4, 10), (4, 4, 5))
-
-    In `nnx.Sequential`, which unpacks the pair that a layer returns, the output goes on alone by a
-    function between: `nnx.Sequential(rnn, lambda output, h_n: output, head)`.
 
     Source: Elman, "Finding Structure in Time", 1990; `torch.nn.RNN`.
     """
@@ -70,17 +41,13 @@ class RNN(Layers[Array]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        precision: lax.PrecisionLike = None,
-        strategy: Strategy | None = None,
-        rngs: nnx.Rngs,
+        **options: Unpack[Options],
     ):
         arguments.nonlinearity(type(self).__name__, nonlinearity)
         arguments.no_projection(type(self).__name__, proj_size)
         self.nonlinearity = nonlinearity
         super().__init__(
+            rnn_cell(nonlinearity),
             input_size,
             hidden_size,
             num_layers,
@@ -89,19 +56,11 @@ class RNN(Layers[Array]):
             dropout,
             bidirectional,
             proj_size,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            strategy=strategy,
-            rngs=rngs,
+            **options,
         )
 
-    @property
-    def _cell(self) -> Cell:  # type: ignore[override]
-        return rnn_cell(self.nonlinearity)
 
-
-class GRU(Layers[Array]):
+class GRU(Recurrent[Array]):
     """`torch.nn.GRU`, with the reset gate on the product, r (W_hn h + b_hn).
 
     r = σ(W_ir x + b_ir + W_hr h + b_hr)
@@ -109,7 +68,7 @@ class GRU(Layers[Array]):
     n = tanh(W_in x + b_in + r (W_hn h + b_hn))
     h' = (1 - z) n + z h
 
-    Arguments, attributes, errors, call and shapes are those of `RNN`, without `nonlinearity`;
+    Arguments, attributes, errors, call and shapes are those of `Recurrent`, without `cell`;
     the gates stand in the order r, z, n in `weight_ih_l0` (3H, I) and its like.
 
     Example:
@@ -124,8 +83,6 @@ class GRU(Layers[Array]):
     `torch.nn.GRU`.
     """
 
-    _cell = cells.gru
-
     def __init__(
         self,
         input_size: int,
@@ -136,15 +93,11 @@ class GRU(Layers[Array]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        precision: lax.PrecisionLike = None,
-        strategy: Strategy | None = None,
-        rngs: nnx.Rngs,
+        **options: Unpack[Options],
     ):
         arguments.no_projection(type(self).__name__, proj_size)
         super().__init__(
+            cells.gru,
             input_size,
             hidden_size,
             num_layers,
@@ -153,15 +106,11 @@ class GRU(Layers[Array]):
             dropout,
             bidirectional,
             proj_size,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            strategy=strategy,
-            rngs=rngs,
+            **options,
         )
 
 
-class LSTM(Layers[tuple[Array, Array]]):
+class LSTM(Recurrent[tuple[Array, Array]]):
     """`torch.nn.LSTM`, with projections.
 
     i = σ(W_ii x + b_ii + W_hi h + b_hi)
@@ -171,12 +120,8 @@ class LSTM(Layers[tuple[Array, Array]]):
     c' = f c + i g
     h' = o tanh(c'),  or  W_hr (o tanh(c'))  with `proj_size`
 
-    Arguments, attributes, errors and shapes are those of `RNN`, without `nonlinearity` and with
-
-        proj_size: P, features of the output and of h; 0 for H and no projection. Adds
-            `weight_hr_l0` (P, H) and its like.
-
-    The gates stand in the order i, f, g, o in `weight_ih_l0` (4H, I) and its like.
+    Arguments, attributes, errors, call and shapes are those of `Recurrent`, without `cell`;
+    the gates stand in the order i, f, g, o in `weight_ih_l0` (4H, I) and its like.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -190,9 +135,6 @@ class LSTM(Layers[tuple[Array, Array]]):
     Beaufays, 2014; `torch.nn.LSTM`.
     """
 
-    _cell = cells.lstm
-    _states = ("h_0", "c_0")
-
     def __init__(
         self,
         input_size: int,
@@ -203,14 +145,10 @@ class LSTM(Layers[tuple[Array, Array]]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        precision: lax.PrecisionLike = None,
-        strategy: Strategy | None = None,
-        rngs: nnx.Rngs,
+        **options: Unpack[Options],
     ):
         super().__init__(
+            cells.lstm,
             input_size,
             hidden_size,
             num_layers,
@@ -219,9 +157,5 @@ class LSTM(Layers[tuple[Array, Array]]):
             dropout,
             bidirectional,
             proj_size,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            strategy=strategy,
-            rngs=rngs,
+            **options,
         )

@@ -63,7 +63,7 @@ class Step(Module, Generic[State]):
             states = checks.step_states(name, hx, self._states, batched, shapes)
             self._check_state_dtypes(name, states, self._states, dtype)
         weights = self._weights("", self.input_size)
-        return as_state(_run_cell(self._cell, weights, x, states, sizes, dtype, self.precision))
+        return as_state(_run_cell(self.cell, weights, x, states, sizes, dtype, self.precision))
 
 
 @functools.partial(jax.jit, static_argnames=("cell", "sizes", "dtype", "precision"))
@@ -139,7 +139,7 @@ class RNNCell(Step[Array]):
         )
 
     @property
-    def _cell(self) -> Cell:  # type: ignore[override]
+    def cell(self) -> Cell:  # type: ignore[override]
         return rnn_cell(self.nonlinearity)
 
 
@@ -158,7 +158,7 @@ class GRUCell(Step[Array]):
     Source: `torch.nn.GRUCell`.
     """
 
-    _cell = cells.gru
+    cell = cells.gru
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class LSTMCell(Step[tuple[Array, Array]]):
     Source: `torch.nn.LSTMCell`.
     """
 
-    _cell = cells.lstm
+    cell = cells.lstm
     _states = ("h", "c")
 
     def __init__(
