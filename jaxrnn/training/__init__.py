@@ -3,6 +3,7 @@
     batches       inputs, labels and lengths of a batch of any kind
     losses        losses and metrics that respect lengths
     steps         one training step, evaluation, predictions, gradient clipping
+    truncated     truncated backpropagation through time
     source        the batches of a run in order
     loop          `fit`: epochs of minibatches, early stopping, resumption
     run           state of a run of `fit`: its progress, next epoch, saving and resuming
@@ -35,11 +36,13 @@ from jaxrnn.training.losses import (
 )
 from jaxrnn.training.restore import load
 from jaxrnn.training.steps import clip_grad_norm, evaluate, forward, predict, train_step
+from jaxrnn.training.truncated import carry_forward, segments, tbptt
 
 __all__ = [
     "History",
     "accuracy",
     "binary_cross_entropy",
+    "carry_forward",
     "clip_grad_norm",
     "cross_entropy",
     "ctc_loss",
@@ -50,5 +53,7 @@ __all__ = [
     "masked_mean",
     "mean_squared_error",
     "predict",
+    "segments",
+    "tbptt",
     "train_step",
 ]

@@ -144,19 +144,20 @@ def compiled_step(
     @nnx.jit
     def step(model: nnx.Module, optimizer: nnx.Optimizer, batch: Any) -> dict[str, Array]:
         traces.append(None)
-        return _update(model, optimizer, batch, loss, metrics, forward)
+        return update(model, optimizer, batch, loss, metrics, forward)[0]
 
     return step, traces
 
 
-def _update(
+def update(
     model: nnx.Module,
     optimizer: nnx.Optimizer,
     batch: Any,
     loss: Score,
     metrics: tuple[tuple[str, Score], ...],
     forward: Forward,
-) -> dict[str, Array]:
+) -> tuple[dict[str, Array], Any]:
+    """One step of training, to be compiled: the scores and the outputs."""
     # The state before the forward pass, so that each call of `value_fn` draws the same noise.
     graph, before = nnx.graphdef(model), _copy(nnx.state(model))
 
@@ -192,7 +193,7 @@ def _update(
     for name, metric in metrics:
         scores[name] = _scalar(name, metric(outputs, batch))
     rate = state.learning_rate(optimizer)
-    return scores if rate is None else {**scores, "learning_rate": rate}
+    return (scores if rate is None else {**scores, "learning_rate": rate}), outputs
 
 
 def _copy(state: Any) -> Any:
