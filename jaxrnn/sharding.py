@@ -1,12 +1,15 @@
 """Placement of arrays on several devices, according to their types."""
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import PartitionSpec
 
-from jaxrnn.cells import Carry
+from jaxrnn.cells import Carry, Weights
 
 
 def spread(*trees: Any) -> bool:
@@ -37,7 +40,37 @@ def placed_as(x: Array, weights: Any, carry: Carry) -> Carry:
     return tuple(placed(c) for c in carry)
 
 
+def gathered(weights: Weights) -> Weights:
+    """Weights that a mesh with explicit axes divides, whole on every device: a step needs all."""
+
+    def whole(a: Array) -> Array:
+        divided = any(jax.typeof(a).sharding.spec)
+        return jax.sharding.reshard(a, PartitionSpec()) if divided else a
+
+    shared = jax.tree.map(whole, weights._replace(mask=None, initial=None))
+    return shared._replace(mask=weights.mask, initial=weights.initial)
+
+
+def by_rows(x: Array) -> Array:
+    """A sequence (T, B, I), divided over an explicit mesh by its rows alone."""
+    spec = jax.typeof(x).sharding.spec
+    if not any((spec[0], spec[2])):
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(None, spec[1]))
+
+
 def _varying(a: Array) -> frozenset[Any]:
     """Axes of `jax.shard_map` over which an array's values differ."""
     kind = getattr(jax.typeof(a), "manual_axis_type", None)
     return kind.varying if kind else frozenset()
+
+
+@functools.cache
+def needs_devices() -> Any:
+    """A program with a partitioned operation, as a parameter of primitives that are lowered to one.
+
+    JAX tells the devices to the lowering of a program only if it finds such an operation in it.
+    """
+    nothing = custom_partitioning(lambda x: x)
+    nothing.def_partition(partition=None, sharding_rule="i -> i")
+    return jax.make_jaxpr(nothing)(jnp.zeros(1))

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "checks": {"cells"},
     "closures": {"cells", "checks"},
     "sharding": {"cells"},
-    "native": set(),
+    "native": {"sharding"},
     "derivative": {"cells", "sharding"},
     "strategies": {"cells", "checks", "closures", "derivative", "native", "sharding"},
     "layers": {"cells", "sharding", "strategies"},

@@ -21,6 +21,8 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxrnn.sharding import needs_devices
+
 Tree = Any
 
 
@@ -99,6 +101,8 @@ class _Call(NamedTuple):
     fixed: Any
     operands: _Shapes
     results: _Shapes
+    devices: Any
+    """Says that the map may need to know the devices, see `sharding.needs_devices`."""
 
     def split(self, leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Leaves of `fixed`, and leaves of the linear arguments."""
@@ -109,7 +113,7 @@ class _Call(NamedTuple):
 def _call(linear_map: LinearMap, structure: Any, fixed: Sequence[Any], operands: Tree) -> _Call:
     tree = jax.tree.unflatten(structure, fixed)
     results = jax.eval_shape(linear_map.plain, tree, operands)
-    return _Call(linear_map, structure, _Shapes.of(operands), _Shapes.of(results))
+    return _Call(linear_map, structure, _Shapes.of(operands), _Shapes.of(results), needs_devices())
 
 
 def _push(way: str, *leaves: Any, call: _Call) -> list[Any]:
@@ -193,7 +197,9 @@ def _batch(primitive: Primitive, arguments: Any, axes: Any, *, call: _Call):
         leaves = (jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for s in shapes.leaves)
         return _Shapes(shapes.structure, tuple(leaves))
 
-    call = _Call(vmapped, call.fixed, grow(call.operands), grow(call.results))
+    call = call._replace(
+        linear_map=vmapped, operands=grow(call.operands), results=grow(call.results)
+    )
     out = primitive.bind(*moved, call=call)
     return out, [0] * len(out)
 

@@ -9,9 +9,15 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from jaxrnn.native.partition import by_rows
+from jaxrnn.sharding import needs_devices
+
 
 def make_primitive(
-    name: str, plain: Callable[..., Any], kernels: Mapping[str, Callable[..., Any]]
+    name: str,
+    plain: Callable[..., Any],
+    kernels: Mapping[str, Callable[..., Any]],
+    rows: Callable[..., Any],
 ) -> Callable[..., Any]:
     """Makes a function `f(call, *arguments)` that runs a kernel on supported platforms.
 
@@ -19,11 +25,14 @@ def make_primitive(
         name: name of the primitive.
         plain: the same function in JAX operations. It runs on other platforms, under `vmap` and in
             exported programs.
-        kernels: kernels to run instead, by platform.
+        kernels: kernels to run instead, by platform. On a batch that is sharded over devices, each
+            device runs its own rows.
+        rows: `rows(call, *arguments)` returns the axis of the rows, or `partition.NO_ROWS`, of each
+            array: in the structure of the arguments, and in that of the results.
     """
 
     def flat(run: Any) -> Any:
-        def flattened(*leaves: Array, call: Any, structure: Any) -> list[Array]:
+        def flattened(*leaves: Array, call: Any, structure: Any, devices: Any) -> list[Array]:
             return jax.tree.leaves(run(call, *jax.tree.unflatten(structure, leaves)))
 
         return flattened
@@ -39,7 +48,7 @@ def make_primitive(
 
     def call_primitive(call: Any, *arguments: Any) -> Any:
         leaves, structure = jax.tree.flatten(arguments)
-        results = primitive.bind(*leaves, call=call, structure=structure)
+        results = primitive.bind(*leaves, call=call, structure=structure, devices=needs_devices())
         shapes = jax.eval_shape(partial(plain, call), *arguments)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
@@ -48,16 +57,22 @@ def make_primitive(
     lower_plain = mlir.lower_fun(flat(plain), multiple_results=True)
 
     def lowering(kernel: Any) -> Any:
-        lower_kernel = mlir.lower_fun(flat(kernel), multiple_results=True)
+        def lower(context: Any, *leaves: Any, call: Any, structure: Any, devices: Any) -> Any:
+            if context.module_context.lowering_parameters.for_export:
+                options = {"call": call, "structure": structure, "devices": devices}
+                return lower_plain(context, *leaves, **options)
+            operands, results = rows(call, *jax.tree.unflatten(structure, context.avals_in))
 
-        def lower(context: Any, *arguments: Any, **options: Any) -> Any:
-            exported = context.module_context.lowering_parameters.for_export
-            return (lower_plain if exported else lower_kernel)(context, *arguments, **options)
+            def run(*arrays: Array) -> list[Array]:
+                return flat(kernel)(*arrays, call=call, structure=structure, devices=devices)
+
+            sharded = by_rows(run, jax.tree.leaves(operands), jax.tree.leaves(results))
+            return mlir.lower_fun(sharded, multiple_results=True)(context, *leaves)
 
         return lower
 
     primitive.def_abstract_eval(abstract)
-    jitted = jax.jit(primitive.bind, static_argnames=("call", "structure"))
+    jitted = jax.jit(primitive.bind, static_argnames=("call", "structure", "devices"))
 
     def impl(*leaves: Array, **options: Any) -> list[Array]:
         with jax.disable_jit(False):  # otherwise this function would call itself

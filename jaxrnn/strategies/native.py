@@ -23,6 +23,7 @@ from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
 from jaxrnn.derivative import rule
 from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
+from jaxrnn.native.partition import NO_ROWS
 from jaxrnn.native.primitive import make_primitive
 from jaxrnn.strategies import cuda
 from jaxrnn.strategies.base import Base, Capabilities, require
@@ -307,9 +308,43 @@ def _adjoint_on_cuda(call: AdjointCall, fixed: Any, cotangents: Any):
     return None if dweights is None else Weights(*dweights)._replace(cell=[]), dx, dcarry
 
 
+def _at(axis: int, tree: Any) -> Any:
+    """The axis of the rows for each array of a pytree; an absent array has one axis and no rows."""
+    return jax.tree.map(lambda a: axis if a.ndim > 1 else NO_ROWS, tree)
+
+
+def _of_weights(weights: Weights) -> Weights:
+    """The same of weights: rows have initial states of their own, and share all else."""
+    shared = _at(NO_ROWS, weights._replace(initial=None))
+    return shared._replace(initial=_at(0, weights.initial))
+
+
+def _forward_rows(
+    call: ForwardCall, weights: Weights, x: Array, carry: Carry, mask: Array | None
+) -> Any:
+    saved = _saved_shapes(call, x, carry)
+    arguments = (_of_weights(weights), _at(1, x), _at(0, carry), _at(1, mask))
+    return arguments, (_at(1, x), _at(0, carry), _at(1, saved))
+
+
+def _adjoint_rows(call: AdjointCall, fixed: Any, cotangents: Any) -> Any:
+    weights, x, carry, *steps = fixed
+    d_ys, d_last = cotangents
+    arguments = (_of_weights(weights), _at(1, x), _at(0, carry), _at(1, steps))
+    dweights = _of_weights(weights._replace(cell=[])) if call.with_weights else None
+    dx = _at(1, x) if call.with_dx else None
+    return (arguments, (_at(1, d_ys), _at(0, d_last))), (dweights, dx, _at(0, carry))
+
+
 forward = make_primitive(
-    "jaxrnn_forward", _forward_plain, {"cpu": _forward_on_cpu, "cuda": _forward_on_cuda}
+    "jaxrnn_forward",
+    _forward_plain,
+    {"cpu": _forward_on_cpu, "cuda": _forward_on_cuda},
+    _forward_rows,
 )
 adjoint = make_primitive(
-    "jaxrnn_adjoint", _adjoint_plain, {"cpu": _adjoint_on_cpu, "cuda": _adjoint_on_cuda}
+    "jaxrnn_adjoint",
+    _adjoint_plain,
+    {"cpu": _adjoint_on_cpu, "cuda": _adjoint_on_cuda},
+    _adjoint_rows,
 )

@@ -1,0 +1,72 @@
+"""A batch that is sharded over a mesh of automatic axes: each device runs its own rows.
+
+XLA cannot look into a kernel, so it would gather the whole batch onto every device. Here it is told
+which axis of which array holds the rows, by a Shardy rule, and runs the kernel on each device's
+share. What has no rows (the gradients of weights) is summed over the devices.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+NO_ROWS = -1
+
+
+def by_rows(
+    run: Callable[..., list[Any]], operands: Sequence[int], results: Sequence[int]
+) -> Callable[..., list[Any]]:
+    """`run(*arrays) -> list of arrays` on each device's rows.
+
+    Args:
+        operands: the axis of the rows in each operand, or `NO_ROWS`.
+        results: the same of the results; those without rows are sums over the rows.
+    """
+
+    def shardings(mesh: Any, arrays: Sequence[Any], axes: Sequence[int], over: Any) -> list[Any]:
+        def spec(a: Any, axis: int) -> PartitionSpec:
+            return PartitionSpec(*(over if i == axis else None for i in range(len(a.shape))))
+
+        return [NamedSharding(mesh, spec(a, axis)) for a, axis in zip(arrays, axes, strict=True)]
+
+    def partition(mesh: Any, given: Any, wanted: Any) -> Any:
+        over = next(
+            (a.sharding.spec[i] for a, i in zip(given, operands, strict=True) if i != NO_ROWS),
+            None,
+        )
+
+        def local(*arrays: Any) -> list[Any]:
+            found = run(*arrays)
+            if over is None:
+                return found
+            return [
+                lax.psum(a, over) if axis == NO_ROWS else a
+                for a, axis in zip(found, results, strict=True)
+            ]
+
+        return (
+            mesh,
+            local,
+            shardings(mesh, wanted, results, over),
+            tuple(shardings(mesh, given, operands, over)),
+        )
+
+    def rule(mesh: Any, given: Any, wanted: Any) -> str:
+        """One factor for the rows; a sum over them is laid out as the weight that it belongs to."""
+
+        def named(axis: int, name: str, rank: int) -> str:
+            return " ".join("rows" if i == axis else f"{name}{i}" for i in range(rank))
+
+        def name(i: int) -> str:
+            summed = results[i] == NO_ROWS and i < len(operands) and operands[i] == NO_ROWS
+            return f"x{i}_" if summed and wanted[i].shape == given[i].shape else f"y{i}_"
+
+        left = [named(axis, f"x{i}_", len(given[i].shape)) for i, axis in enumerate(operands)]
+        right = [named(axis, name(i), len(wanted[i].shape)) for i, axis in enumerate(results)]
+        return f"{', '.join(left)} -> {', '.join(right)}"
+
+    partitioned = custom_partitioning(run)
+    partitioned.def_partition(partition=partition, sharding_rule=rule)
+    return partitioned

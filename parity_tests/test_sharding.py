@@ -1,0 +1,79 @@
+"""Batches and weights that are sharded over four devices, in a process of their own."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = r"""
+import re
+from functools import partial
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import jaxrnn
+
+jax.config.update("jax_enable_x64", True)
+rng = np.random.default_rng(0)
+x, lengths = rng.normal(size=(8, 6, 4)), np.array([6, 0, 3, 1, 6, 2, 5, 4])
+auto, explicit = (jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+                  for kind in (AxisType.Auto, AxisType.Explicit))
+
+def place(mesh, tree, *spec):
+    return jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, P(*spec))), tree)
+
+def close(got, wanted):
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(np.asarray(g), np.asarray(w), rtol=1e-12, atol=1e-12)
+
+def gathered(compiled):
+    shapes = re.findall(r"= f64\[([0-9,]*)\][^ ]* all-gather", compiled.as_text())
+    return {tuple(map(int, shape.split(","))) for shape in shapes}
+
+for make, specs, explicit_specs in (
+    (partial(jaxrnn.GRU, bidirectional=True), (("model",),), ()),
+    (jaxrnn.LSTM, ((),), (("model",),)),
+):
+    layer = make(4, 8, batch_first=True, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(layer)
+
+    def outputs(params, x, lengths):
+        return nnx.merge(graph, params)(x, lengths=lengths)[0]
+
+    def loss(params, x, lengths):
+        return (outputs(params, x, lengths) ** 2).sum()
+
+    step = jax.value_and_grad(loss, (0, 1))
+    wanted_y, wanted = outputs(params, x, lengths), step(params, x, lengths)
+    rows = place(auto, x, "data"), place(auto, lengths, "data")
+    for spec in specs:
+        weights = place(auto, params, *spec)
+        forward = jax.jit(outputs).lower(weights, *rows).compile()
+        y = forward(weights, *rows)
+        close(y, wanted_y)
+        assert y.sharding.spec == P("data"), y.sharding
+        assert "jaxrnn_forward" in forward.as_text()
+        backward = jax.jit(step).lower(weights, *rows).compile()
+        value, (d_weights, d_x) = found = backward(weights, *rows)
+        close(found, wanted)
+        assert d_x.sharding.spec == P("data"), d_x.sharding
+        for d in jax.tree.leaves(d_weights):
+            assert d.sharding.spec == P(*spec), (spec, d.sharding)
+        of_weights = {tuple(w.shape) for w in jax.tree.leaves(params)}
+        for compiled in (forward, backward):
+            assert gathered(compiled) <= of_weights, gathered(compiled)
+    with jax.set_mesh(explicit):
+        for spec in explicit_specs:
+            placed = place(explicit, params, *spec), place(explicit, x, "data", None, "model")
+            got = jax.jit(step)(*placed, place(explicit, lengths, "data"))
+            close(got, wanted)
+print("compared")
+"""
+
+
+def test_each_device_runs_its_own_rows():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    got = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env={**os.environ, **flags}, capture_output=True, text=True
+    )
+    assert got.returncode == 0, got.stderr[-3000:]
+    assert got.stdout == "compared\n"
