@@ -1,10 +1,10 @@
-"""What `jaxrnn.Recurrent` costs: a cell of one's own beside `nnx.RNN`, resets, regularisation.
+"""Benchmark of `jaxrnn.Recurrent`: a custom cell against `nnx.RNN`, resets, regularisation.
 
     python benchmarks/recurrent.py                 # a few minutes on an idle machine
     python benchmarks/recurrent.py --only resets
 
-Training is the loss and all gradients, in float32, each peer a plain function under `jax.jit`.
-Ratios are of medians over interleaved rounds.
+Training means the loss and all gradients, in float32. Each peer is a pure function under `jax.jit`.
+Ratios are those of medians over interleaved rounds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SIZES = [  # T, B, I, H
 
 
 class PeepholeCell(nnx.RNNCellBase):
-    """The peephole LSTM of `jaxrnn.cells` as one writes it for `nnx.RNN`."""
+    """The peephole LSTM of `jaxrnn.cells`, written for `nnx.RNN`."""
 
     def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
         self.hidden = hidden
@@ -57,7 +57,7 @@ class PeepholeCell(nnx.RNNCellBase):
 
 
 def training(module: nnx.Module, call: Callable[..., jax.Array], *arrays: Any) -> Any:
-    """A call without arguments that computes a loss and its gradients, compiled already."""
+    """A compiled call without arguments that computes a loss and its gradients."""
     graph, state, rest = nnx.split(module, nnx.Param, ...)
 
     def loss(state: Any, *arrays: Any) -> jax.Array:

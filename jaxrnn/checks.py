@@ -214,11 +214,11 @@ def lengths(value: Any, batch: Size, steps: Size, batched: bool) -> Array | None
 
 
 def resets(call: str, value: Any, shape: tuple[Size, ...]) -> Array:
-    """The beginnings of sequences, as booleans in the layout of the inputs without features."""
+    """Require resets as booleans in the layout of the inputs, without the axis of features."""
     array = jnp.asarray(value)
     if array.dtype != bool or array.shape != tuple(shape):
         raise InputError(
-            f"`{call}` needs resets of booleans in the input's layout, {tuple(shape)}, got "
+            f"`{call}` needs boolean resets in the input's layout, {tuple(shape)}, got "
             f"{array.dtype} of shape {_shape(array)}."
         )
     return array

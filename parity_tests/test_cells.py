@@ -1,4 +1,4 @@
-"""Every cell of `jaxrnn.cells`: against its twin in PyTorch, and under every transformation."""
+"""All cells of `jaxrnn.cells`: against PyTorch, and under every transformation."""
 
 import functools
 
@@ -36,7 +36,7 @@ def test_a_stack_in_both_directions_on_ragged_rows_agrees_with_pytorch(name):
     assert report.ok, report
 
 
-def test_every_cell_has_a_twin():
+def test_every_cell_has_a_pytorch_counterpart():
     torch_cells = pytest.importorskip("torch_ref.cells")
     assert sorted(cells.READY) == sorted(torch_cells.CELLS)
     made = [value for value in vars(cells).values() if isinstance(value, cells.Cell)]
@@ -44,7 +44,7 @@ def test_every_cell_has_a_twin():
 
 
 def arguments(name, steps=5, batch=2):
-    """Random weights, inputs and carry, none of them at its initial value."""
+    """Random weights, inputs and carry, all different from their initial values."""
     rng, cell = np.random.default_rng(1), getattr(cells, name)
     draw = lambda *shape: jnp.asarray(0.5 * rng.standard_normal(shape))  # noqa: E731
     own = () if cell.init is None else cell.init(jax.random.key(0), H, jnp.float64)
@@ -63,9 +63,9 @@ MASK = jnp.asarray(np.random.default_rng(3).random((5, 2)) < 0.7)
 
 
 def everything(strategy, cell, weights, x, carry):
-    """Values, forward over reverse mode, and a batch of weights, in one program.
+    """Values, forward-over-reverse mode, and a batch of weights, in one program.
 
-    For the cells with most to go wrong, reverse over reverse mode too.
+    The most complicated cells also get reverse-over-reverse mode.
     """
     twice = cell.name in ("layer_norm_lstm", "slstm", "reset_before_gru")
 
@@ -109,8 +109,8 @@ def test_transformations(name):
 
 @pytest.mark.parametrize("name", [n for n in cells.READY if getattr(cells, n).linear is not None])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_linear_cell_in_parallel_over_time_is_the_sequential_one(name, reverse):
-    """With steps that hold and steps that reset; values and derivatives."""
+def test_associative_scan_matches_the_sequential_scan(name, reverse):
+    """Values and derivatives, with masked steps and resets."""
     cell, (weights, x, carry) = getattr(cells, name), arguments(name, steps=7)
     kinds = jnp.asarray(np.random.default_rng(5).integers(0, 3, (7, 2)), jnp.uint8)
     weights = weights._replace(initial=(carry[0] + 1,))
@@ -126,7 +126,7 @@ def test_a_linear_cell_in_parallel_over_time_is_the_sequential_one(name, reverse
     close(run(strategies.AssociativeScan()), run(strategies.Scan()))
 
 
-def test_what_associative_scan_refuses():
+def test_associative_scan_refuses_nonlinear_cells():
     weights, x, carry = arguments("gru")
     with pytest.raises(jaxrnn.InputError, match=r"are linear in their state, by `Cell\.linear`"):
         strategies.AssociativeScan()(cells.gru, weights, x, carry)
@@ -143,7 +143,7 @@ def test_a_cell_that_uses_h_itself_has_no_projection():
 
 
 def test_a_cell_that_closes_over_an_array_sees_it_change():
-    """Such a step is no constant of a compiled call."""
+    """Such a step must not be cached as a constant of a compiled call."""
 
     class Leak:
         value = jnp.zeros(H, jnp.float32)

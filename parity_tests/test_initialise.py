@@ -23,12 +23,12 @@ def test_each_gate_of_the_recurrent_matrix_is_orthogonal():
 def test_a_kernels_fan_in_is_the_number_of_inputs():
     gru = jaxrnn.GRU(400, 50, kernel_init=init.lecun_normal(), rngs=nnx.Rngs(0))
     assert float(gru.weight_ih_l0[...].std()) == pytest.approx(400**-0.5, rel=0.05)
-    # The others are PyTorch's still.
+    # The other parameters keep PyTorch's distribution.
     assert float(abs(gru.weight_hh_l0[...]).max()) == pytest.approx(50**-0.5, rel=0.05)
 
 
 @pytest.mark.parametrize(("cls", "gate"), [(jaxrnn.LSTM, 1), (jaxrnn.GRU, 1)])
-def test_forget_bias_is_the_whole_bias_of_the_gate(cls, gate):
+def test_forget_bias_sets_the_sum_of_both_biases(cls, gate):
     layer = cls(I, H, bias_init=init.constant(3.0), forget_bias=1.0, rngs=nnx.Rngs(0))
     total = jnp.split(
         layer.bias_ih_l0[...] + layer.bias_hh_l0[...], cls(I, H, rngs=nnx.Rngs(0)).cell.gates
@@ -61,6 +61,6 @@ def test_metadata_of_parameters():
         (cells.lstm, {"kernel_init": "orthogonal"}, "needs an initialiser, such as"),
     ],
 )
-def test_what_has_no_place_is_refused(cell, options, said):
+def test_options_without_a_parameter_are_refused(cell, options, said):
     with pytest.raises((ValueError, TypeError), match=said):
         jaxrnn.Recurrent(cell, I, H, **options, rngs=nnx.Rngs(0))

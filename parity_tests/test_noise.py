@@ -1,4 +1,4 @@
-"""Dropout of several kinds, weight dropout and zoneout: given masks, rates, independence."""
+"""Dropout of several kinds, weight dropout and zoneout: fixed masks, rates, independence."""
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ def lstm(options, *, layers=2, hidden=H, **more):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_given_masks_a_layer_agrees_with_pytorch(kind):
-    """Outputs, states and all gradients, by a loop in PyTorch that has the same masks."""
+def test_a_layer_with_fixed_masks_agrees_with_pytorch(kind):
+    """Outputs, states and all gradients, against a loop in PyTorch with the same masks."""
     torch_cells = pytest.importorskip("torch_ref.cells")
     import torch
 
@@ -65,7 +65,7 @@ def test_with_given_masks_a_layer_agrees_with_pytorch(kind):
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "zoneout" and k != "all"])
-def test_evaluation_has_no_dropout_and_other_calls_have_other_masks(kind):
+def test_evaluation_has_no_dropout_and_each_call_draws_new_masks(kind):
     module, plain = lstm(KINDS[kind]), lstm({})
     jaxrnn.load_state_dict(plain, jaxrnn.state_dict(module))
     x = jnp.asarray(X, jnp.float32)
@@ -78,7 +78,7 @@ def test_evaluation_has_no_dropout_and_other_calls_have_other_masks(kind):
         module(x, masks=Masks())
 
 
-def test_zoneout_keeps_states_and_in_evaluation_moves_by_the_expected_part():
+def test_zoneout_keeps_states_and_uses_the_mean_in_evaluation():
     x = jnp.asarray(X, jnp.float32)
     kept = lstm({"zoneout": (1.0, 1.0)}, bidirectional=False)
     assert (kept(x)[0] == 0).all()
@@ -102,15 +102,15 @@ def test_rates_and_independence_of_the_masks():
     for kind, rate in (keep | {"h": 0.2, "c": 0.6}).items():
         mask = np.asarray(found[kind])
         assert abs(mask.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / mask.size)
-        for axis in range(mask.ndim):  # no axis shares its mask, whichever it is
+        for axis in range(mask.ndim):  # no axis shares one mask
             if mask.shape[axis] > 1:
                 assert (np.diff(mask.astype(int), axis=axis) != 0).any()
     once = lstm(KINDS["all"]).draw_masks(50, 30)
     assert once.between.shape[1] == once.input.shape[0] == 1
 
 
-def test_the_masks_of_a_call_are_the_same_at_every_step_where_they_must():
-    """Seen from outside: with W_hh the identity and h = gh, what is dropped stays dropped."""
+def test_the_masks_of_a_call():
+    """A custom strategy records the weights, masks and inputs that the layer passes to it."""
     seen = []
 
     def spy(cell, weights, x, carry, mask=None, **options):
@@ -130,7 +130,7 @@ def test_the_masks_of_a_call_are_the_same_at_every_step_where_they_must():
     assert set(np.unique(x)) == {0.0, 2.0}
 
 
-def test_weight_dropout_runs_in_the_kernel_and_recurrent_dropout_says_why_not():
+def test_native_runs_weight_dropout_and_refuses_recurrent_dropout():
     x = jnp.asarray(X, jnp.float32)
     if not jaxrnn.native.load():
         pytest.skip("jaxrnn was installed without a C++ compiler: there is no CPU kernel")
@@ -153,7 +153,7 @@ def test_weight_dropout_runs_in_the_kernel_and_recurrent_dropout_says_why_not():
         (cells.lstm, {"variational": 1}, "needs a bool"),
     ],
 )
-def test_what_is_refused(cell, options, said):
+def test_invalid_options_are_refused(cell, options, said):
     with pytest.raises((ValueError, TypeError), match=said):
         jaxrnn.Recurrent(cell, I, H, **options, rngs=nnx.Rngs(0))
 

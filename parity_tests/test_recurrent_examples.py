@@ -1,4 +1,4 @@
-"""`examples/char_lm.py`, `recurrent_memory.py` and `layer_norm_lstm.py` as a user runs them."""
+"""`examples/char_lm.py`, `recurrent_memory.py` and `layer_norm_lstm.py` run as scripts."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_char_lm(tmp_path):
     output = finished("char_lm", "--text", text, *small, "--out", tmp_path)
     first = numbers(output, "epoch 1:")
     second = numbers(output, "epoch 2:")
-    assert second[1] < first[1] < np.log2(28)  # held out, and less than by chance
+    assert second[1] < first[1] < np.log2(28)  # bits on held-out text, below chance
     theirs, ours = numbers(output, "PyTorch from the same weights:")
     assert abs(theirs - ours) < 1e-4
     sample = output.split("-" * 72)[1].strip("\n")

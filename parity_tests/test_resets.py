@@ -21,7 +21,7 @@ def layer(cls=jaxrnn.GRU, *args, **options):
     options = {"param_dtype": jnp.float64, "rngs": nnx.Rngs(0)} | options
     module = cls(*args, I, H, **options)
     for name in ("h_0_l0", "h_0_l1", "c_0_l0", "c_0_l1"):
-        if hasattr(module, name):  # a learned state that is not zero any more
+        if hasattr(module, name):  # make a learned state nonzero
             getattr(module, name)[...] = jnp.linspace(-1.0, 1.0, H)
     return module
 
@@ -39,8 +39,8 @@ def random_state(module, seed=1):
 
 @pytest.mark.parametrize("initial", ["zeros", "learned"])
 @pytest.mark.parametrize("cls", [jaxrnn.GRU, jaxrnn.LSTM])
-def test_a_rollout_in_one_call_is_the_rollout_by_hand(cls, initial):
-    """A state that is given goes on until the first reset, which leads to the initial one."""
+def test_a_rollout_in_one_call_matches_a_loop_over_steps(cls, initial):
+    """A given state continues until the first reset, which restores the initial state."""
     module = layer(cls, num_layers=2, initial_state=initial)
 
     def by_call(module, x, hx):
@@ -76,7 +76,7 @@ def test_a_rollout_in_one_call_is_the_rollout_by_hand(cls, initial):
         assert abs(both[0][1][0]["h_0_l0"][...]).min() > 0
 
 
-def test_both_directions_and_lengths_are_the_episodes_run_apart():
+def test_resets_in_both_directions_match_separate_episodes():
     module = layer(jaxrnn.LSTM, bidirectional=True)
     lengths = jnp.array([6, 3, 6])
     output, (h_n, c_n) = module(X, lengths=lengths, resets=RESETS)
@@ -98,18 +98,18 @@ def test_no_gradient_flows_across_a_reset():
     assert (dhx[:, 0] == 0).all()
 
 
-def test_resets_stand_in_the_layout_of_the_input():
+def test_resets_have_the_layout_of_the_input():
     first, batch_first = layer(), layer(batch_first=True)
     wanted, _ = first(X, resets=RESETS)
     close(batch_first(X.swapaxes(0, 1), resets=RESETS.T)[0].swapaxes(0, 1), wanted)
     close(first(X[:, 0], resets=RESETS[:, 0])[0], wanted[:, 0])
     for wrong in (RESETS.T, RESETS.astype(int)):
-        with pytest.raises(jaxrnn.InputError, match=r"needs resets of booleans in the input's lay"):
+        with pytest.raises(jaxrnn.InputError, match=r"needs boolean resets in the input's lay"):
             first(X, resets=wrong)
 
 
 @pytest.mark.parametrize("strategy", [None, strategies.Scan()], ids=repr)
-def test_a_stack_of_functions_takes_resets_too(strategy):
+def test_functional_stacks_support_resets(strategy):
     module = layer(jaxrnn.LSTM, strategy=strategy)
     weights = [[module._weights("_l0", I)]]
     zeros = (jnp.zeros((1, B, H)),) * 2
@@ -120,7 +120,7 @@ def test_a_stack_of_functions_takes_resets_too(strategy):
 
 
 @pytest.mark.parametrize("initial", ["zeros", "learned"])
-def test_steps_of_a_stream_are_the_whole_sequence(initial):
+def test_streaming_steps_match_the_whole_sequence(initial):
     module = layer(jaxrnn.LSTM, num_layers=2, initial_state=initial, batch_first=True)
     wanted, last = module(X.swapaxes(0, 1), resets=RESETS.T)
     step = jax.jit(lambda x, state, reset: module.step(x, state, reset=reset))
@@ -136,7 +136,7 @@ def test_steps_of_a_stream_are_the_whole_sequence(initial):
         layer(bidirectional=True).step(X[0])
 
 
-def test_a_learned_state_has_pytorchs_kind_of_names_and_learns():
+def test_a_learned_state_is_named_like_pytorch_and_learns():
     module = jaxrnn.LSTM(
         I, H, proj_size=2, bidirectional=True, initial_state="learned", rngs=nnx.Rngs(0)
     )

@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time: the state goes on, the gradient stays in its segment."""
+"""Truncated backpropagation through time: states continue, gradients stay within a segment."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def model_and_optimizer():
     return gru, nnx.Optimizer(gru, optax.sgd(0.5), wrt=nnx.Param)
 
 
-def test_each_segment_starts_where_the_one_before_ended_and_no_gradient_goes_back():
+def test_segments_continue_the_state_without_gradients():
     ours, optimizer = model_and_optimizer()
     by_hand, _ = model_and_optimizer()
     batch = {"inputs": X, "labels": LABELS}
@@ -52,11 +52,11 @@ def test_each_segment_starts_where_the_one_before_ended_and_no_gradient_goes_bac
         np.testing.assert_allclose(jaxrnn.state_dict(ours)[name], value, atol=1e-5)
 
 
-def test_segments_of_a_pytree_and_what_they_refuse():
+def test_segments_of_a_pytree_and_invalid_arguments():
     parts = list(training.segments({"x": X, "y": LABELS}, 4))
     assert [p["x"].shape for p in parts] == [(B, 4, I), (B, 4, I), (B, 1, I)]
     np.testing.assert_array_equal(jnp.concatenate([p["y"] for p in parts], 1), LABELS)
-    with pytest.raises(ValueError, match="arrays of one number of steps"):
+    with pytest.raises(ValueError, match="arrays with equal numbers of steps"):
         list(training.segments((X, X[:, :4]), 2))
     with pytest.raises(ValueError, match="needs steps of 1 or more"):
         list(training.segments(X, 0))

@@ -1,7 +1,7 @@
-"""The cells of `jaxrnn.cells`, each as one function of a step, and any of them as a layer.
+"""PyTorch counterparts of `jaxrnn.cells`, each as a function of one step, and a layer for any cell.
 
-A step takes the cell's own parameters by name, the states (h first), and the two projections
-gx = W_ih x + b_ih and gh = W_hh h + b_hh.
+A step takes the cell's own parameters by name, the states (h first), and the two projections gx =
+W_ih x + b_ih and gh = W_hh h + b_hh.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Parameters = dict[str, Tensor]
 
 
 class Cell(NamedTuple):
-    """A step, the numbers of its gates and states, and its own parameters' shapes for H units."""
+    """A step, its numbers of gates and states, and the shapes of its own parameters for H units."""
 
     step: Callable[[Parameters, States, Tensor, Tensor], States]
     gates: int
@@ -109,7 +109,7 @@ def min_lstm(own: Parameters, states: States, gx: Tensor, gh: Tensor) -> States:
 
 
 def slstm(own: Parameters, states: States, gx: Tensor, gh: Tensor) -> States:
-    """The xLSTM paper's equations (8) to (17), one head."""
+    """Equations (8) to (17) of the xLSTM paper, with one head."""
     _, c, n, m = states
     i, f, z, o = (gx + gh).chunk(4, -1)
     new = torch.where(n == 0, i, torch.maximum(logsigmoid(f) + m, i))
@@ -148,14 +148,14 @@ CELLS = {
     "min_lstm": Cell(min_lstm, 3, recurrent=False),
     "slstm": Cell(slstm, 4, 4),
 }
-"""Every cell by its name in `jaxrnn.cells`."""
+"""Cells by their names in `jaxrnn.cells`."""
 
 
 class Noise(NamedTuple):
-    """Masks of booleans: what stays of dropout, and the states that keep their value.
+    """Boolean masks: elements that dropout keeps, and states that keep their value in zoneout.
 
     between (L-1, T or 1, B, D*H), input (T or 1, B, I), recurrent (L*D, B, H), weight
-    (L*D, G*H, H), and for each state zoneout (L*D, T, B, H); None for what there is not.
+    (L*D, G*H, H), and zoneout (L*D, T, B, H) for each state; None for no noise.
     """
 
     between: Tensor | None = None
@@ -178,7 +178,7 @@ class Noise(NamedTuple):
 
 
 class Recurrent(nn.Module):
-    """A cell as a layer: a loop over layers, directions, rows and steps, as slow as it is plain."""
+    """A cell as a layer: a loop over layers, directions, rows and steps, plain and slow."""
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class Recurrent(nn.Module):
     def run(
         self, suffix: str, x: Tensor, states: States | None, k: int, b: int
     ) -> tuple[Tensor, States]:
-        """Row b (T, I) through direction k of all layers' directions."""
+        """Runs row b (T, I) through the layer and direction with index k."""
         held = {n.removesuffix(suffix): p for n, p in self.named_parameters() if n.endswith(suffix)}
         if states is None:
             states = (x.new_zeros(self.hidden_size),) * self.cell.states

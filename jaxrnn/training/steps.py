@@ -157,7 +157,7 @@ def update(
     metrics: tuple[tuple[str, Score], ...],
     forward: Forward,
 ) -> tuple[dict[str, Array], Any]:
-    """One step of training, to be compiled: the scores and the outputs."""
+    """Training step without compilation; returns the scores and the outputs."""
     # The state before the forward pass, so that each call of `value_fn` draws the same noise.
     graph, before = nnx.graphdef(model), _copy(nnx.state(model))
 

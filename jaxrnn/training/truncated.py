@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time: long sequences in segments, the state carried over."""
+"""Truncated backpropagation through time: long sequences in segments that carry the state over."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,15 +25,15 @@ def carry_forward(model: Any, batch: Any, state: Any) -> tuple[Any, Any]:
 
 
 def segments(batch: Any, steps: int, *, axis: int = 1) -> Iterator[Any]:
-    """Cuts every array of a batch along time, into segments of `steps` and a shorter last one.
+    """Splits every array of a batch along time into segments; the last one may be shorter.
 
     Args:
         batch: any pytree of arrays with the same number of steps.
-        steps: in one segment.
-        axis: that of time.
+        steps: number of steps in a segment.
+        axis: axis of time.
 
     Raises:
-        ValueError: `steps` less than 1; arrays of several numbers of steps.
+        ValueError: for `steps` less than 1; for arrays that differ in their number of steps.
 
     Example:
         >>> import jax.numpy as jnp
@@ -44,8 +44,8 @@ def segments(batch: Any, steps: int, *, axis: int = 1) -> Iterator[Any]:
     counts = {leaf.shape[axis] for leaf in jax.tree.leaves(batch)}
     if steps < 1 or len(counts) != 1:
         raise ValueError(
-            f"`segments(batch, steps={steps}, axis={axis})` needs steps of 1 or more and arrays of "
-            f"one number of steps, got {sorted(counts)}."
+            f"`segments(batch, steps={steps}, axis={axis})` needs steps of 1 or more and arrays "
+            f"with equal numbers of steps, got {sorted(counts)}."
         )
     before = (slice(None),) * axis
     for start in range(0, counts.pop(), steps):
@@ -63,23 +63,23 @@ def tbptt(
     metrics: Mapping[str, Score] | None = None,
     forward: CarryForward = carry_forward,
 ) -> Iterator[tuple[dict[str, Array], Any]]:
-    """Truncated backpropagation through time: one step of training for each segment in turn.
+    """Truncated backpropagation through time: one training step for each segment in turn.
 
-    Each segment starts from the state in which the one before it ended, and no gradient flows back
-    across: with T steps a segment, the gradient is that of the last T steps at most.
+    Each segment starts from the final state of the previous one, and no gradient flows back across
+    the boundary. With T steps per segment, gradients reach back at most T steps.
 
     Args:
-        model: in the mode it is to be trained in; called as `forward(model, batch, state)`.
-        optimizer: made for this model, as in `train_step`.
-        batches: segments that follow each other, row by row; `segments` cuts them.
-        state: before the first segment. None lets the model choose, and compiles once more for the
-            second segment; `layer.initial_state(batch_size)` compiles once.
-        loss, metrics: of the outputs and the batch, as in `train_step`.
-        forward: of the model, the batch and the state: the outputs and the next state. Pass the
-            same function every time: a new one is compiled anew.
+        model: the model, in the mode to train in, called as `forward(model, batch, state)`.
+        optimizer: an optimizer made for this model, as in `train_step`.
+        batches: consecutive segments of the same rows; `segments` makes them.
+        state: state before the first segment. None lets the model choose it, and compiles again for
+            the second segment; `layer.initial_state(batch_size)` compiles once.
+        loss, metrics: functions of the outputs and the batch, as in `train_step`.
+        forward: function of the model, the batch and the state that returns the outputs and the
+            next state. Pass the same function every time: a new one is compiled anew.
 
     Yields:
-        What `train_step` returns, and the state after the segment, not yet fetched.
+        The results of `train_step`, and the state after the segment. They stay on the device.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn, optax

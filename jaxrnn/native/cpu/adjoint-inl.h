@@ -120,7 +120,8 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
         adjoint_block<T, C>(step, p * width, N, some + at, r(), dh);
       });
   };
-  // The cotangents of own units that leave a row at a reset: to the initial state, and not on.
+  // At a reset, adds the cotangents of the member's units to those of the initial state, and clears
+  // them.
   auto move = [&](T* from, T* to, int64_t at) {
     for (int64_t u = at + u0; from && u < at + u1; ++u) {
       to[u] += from[u];

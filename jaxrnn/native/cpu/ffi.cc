@@ -34,7 +34,7 @@ T* data(const ffi::AnyBuffer& buffer) {
   return buffer.element_count() == 0 ? nullptr : static_cast<T*>(buffer.untyped_data());
 }
 
-// Operands and results that only a call with resets has.
+// Operands and results that only calls with resets have.
 template <class T>
 T* given(const ffi::RemainingArgs& operands, size_t index) {
   return index < operands.size() ? data<T>(*operands.get<ffi::AnyBuffer>(index)) : nullptr;

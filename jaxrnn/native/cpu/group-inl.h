@@ -29,7 +29,7 @@ struct Group {
     return n;
   }
 
-  // Of `count` positions in `active`, those whose step at t starts anew, in `fresh`.
+  // Writes to `fresh` those of the `count` positions in `active` whose step at t is a reset.
   int64_t resets(int64_t t, const int32_t* active, int64_t count, int32_t* fresh) const {
     int64_t n = 0;
     for (int64_t j = 0; mask && j < count; ++j)

@@ -57,7 +57,7 @@ struct Adjoint {
   T *dh_initial = nullptr, *dc_initial = nullptr;
 };
 
-// In `Schedule::previous`, instead of a step.
+// Values of `Schedule::previous` that name a given state instead of a step.
 constexpr int32_t kFromCarry = -1, kFromInitial = -2;
 
 // How `members` threads share the work. Either each walks every `members`-th of `groups` sets of
@@ -87,7 +87,7 @@ struct Schedule {
     return other >= 0 && other < s.steps * s.batch ? other : kFromCarry;
   }
 
-  // The state (H) that enters step `at`, of row b: of the step before, or one that is given.
+  // State (H) that enters step `at` of row b: that of the step before, or a given one.
   template <class T>
   const T* entering(const Shape& s, int64_t at, int64_t b, const T* of_steps, const T* carry,
                     const T* initial) const {
