@@ -41,7 +41,7 @@ def placed_as(x: Array, weights: Any, carry: Carry) -> Carry:
 
 
 def gathered(weights: Weights) -> Weights:
-    """Weights that a mesh with explicit axes divides, whole on every device: a step needs all."""
+    """Weights gathered onto every device if an explicit mesh divides them."""
 
     def whole(a: Array) -> Array:
         divided = any(jax.typeof(a).sharding.spec)
@@ -52,7 +52,7 @@ def gathered(weights: Weights) -> Weights:
 
 
 def by_rows(x: Array) -> Array:
-    """A sequence (T, B, I), divided over an explicit mesh by its rows alone."""
+    """A sequence (T, B, I), divided over an explicit mesh only by its rows."""
     spec = jax.typeof(x).sharding.spec
     if not any((spec[0], spec[2])):
         return x
@@ -67,9 +67,9 @@ def _varying(a: Array) -> frozenset[Any]:
 
 @functools.cache
 def needs_devices() -> Any:
-    """A program with a partitioned operation, as a parameter of primitives that are lowered to one.
+    """A jaxpr with a partitioned operation, to be a parameter of primitives that lower to one.
 
-    JAX tells the devices to the lowering of a program only if it finds such an operation in it.
+    JAX passes the devices to the lowering of a program only if it finds such an operation in it.
     """
     nothing = custom_partitioning(lambda x: x)
     nothing.def_partition(partition=None, sharding_rule="i -> i")

@@ -1,4 +1,4 @@
-"""Batches and weights that are sharded over four devices, in a process of their own."""
+"""Batches and weights sharded over four devices, in a separate process."""
 
 import os
 import subprocess

@@ -102,7 +102,7 @@ class _Call(NamedTuple):
     operands: _Shapes
     results: _Shapes
     devices: Any
-    """Says that the map may need to know the devices, see `sharding.needs_devices`."""
+    """Marks maps that may need to know the devices, see `sharding.needs_devices`."""
 
     def split(self, leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Leaves of `fixed`, and leaves of the linear arguments."""

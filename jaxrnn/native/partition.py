@@ -1,8 +1,8 @@
-"""A batch that is sharded over a mesh of automatic axes: each device runs its own rows.
+"""Kernels on a batch sharded over a mesh of automatic axes: each device runs its own rows.
 
-XLA cannot look into a kernel, so it would gather the whole batch onto every device. Here it is told
-which axis of which array holds the rows, by a Shardy rule, and runs the kernel on each device's
-share. What has no rows (the gradients of weights) is summed over the devices.
+XLA treats a kernel as opaque, so it would gather the whole batch onto every device. A Shardy rule
+names the axis of the rows in each array, and XLA then runs the kernel on each device's share.
+Results without rows (the gradients of weights) are summed over the devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ def by_rows(
     """`run(*arrays) -> list of arrays` on each device's rows.
 
     Args:
-        operands: the axis of the rows in each operand, or `NO_ROWS`.
-        results: the same of the results; those without rows are sums over the rows.
+        operands: axis of the rows in each operand, or `NO_ROWS`.
+        results: the same for the results; results without rows are summed over the devices.
     """
 
     def shardings(mesh: Any, arrays: Sequence[Any], axes: Sequence[int], over: Any) -> list[Any]:
@@ -54,7 +54,7 @@ def by_rows(
         )
 
     def rule(mesh: Any, given: Any, wanted: Any) -> str:
-        """One factor for the rows; a sum over them is laid out as the weight that it belongs to."""
+        """Shardy rule with one factor for the rows; a summed result is laid out like its weight."""
 
         def named(axis: int, name: str, rank: int) -> str:
             return " ".join("rows" if i == axis else f"{name}{i}" for i in range(rank))
