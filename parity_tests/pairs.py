@@ -1,4 +1,4 @@
-"""Right twins of many kinds, in two sizes each, for `rates.py`."""
+"""Right twins of many kinds, in three sizes each, for `rates.py`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Size(NamedTuple):
     hidden: int
 
 
-SIZES = [Size(7, 4, 3, 8), Size(20, 8, 6, 16)]
+SIZES = [Size(4, 3, 2, 4), Size(7, 4, 3, 8), Size(20, 8, 6, 16)]
 
 
 class Pair(NamedTuple):

@@ -11,7 +11,7 @@ from jax import lax
 
 import jaxrnn
 from jaxrnn.testing import assert_parity, compare, compare_training
-from jaxrnn.testing.rounding import floors
+from jaxrnn.testing.rounding import Floor, floors
 from jaxrnn.testing.rows import judge
 
 RNG = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def sums(dtype, *terms):
     def run():
         return {i: torch.tensor(x, dtype=torch.float64).sum().numpy() for i, x in enumerate(terms)}
 
-    return floors(run, run(), dtype)
+    return {key: floor.element for key, floor in floors(run, run(), dtype).items()}
 
 
 def test_the_floor_of_a_sum_is_the_rounding_of_its_terms():
@@ -168,13 +168,34 @@ def test_in_place_operations_and_views_have_floors():
         return {"y": y.numpy().copy(), "x": x.numpy().copy()}
 
     found = floors(run, run(), "float32")
-    assert 1e-8 < found["y"] < 1e-5
-    assert found["x"] == 0
+    assert 1e-8 < found["y"].element < 1e-5
+    assert found["x"] == (0, 0)
 
 
-def row(got, ref, floor, **options):
+def test_the_2_norm_counts_independent_directions():
+    x = RNG.normal(size=400)
+
+    def together():
+        # One rounded sum, in 400 elements.
+        return {0: (torch.ones(400, dtype=torch.float64) * torch.tensor(x).sum()).numpy()}
+
+    def apart():
+        return {0: (torch.tensor(x) * 3.0).sin().numpy()}
+
+    one, many = floors(together, together(), "float32")[0], floors(apart, apart(), "float32")[0]
+    assert one.norm == pytest.approx(20 * one.element, rel=0.2)
+    assert many.norm < 20 * many.element / 3
+
+
+def test_a_sum_of_terms_of_one_sign_rounds_partial_sums_of_its_size():
+    terms = np.full(10_000, 1.1)
+    assert sums("float32", terms)[0] > 20 * 2.0**-24 * terms.sum()
+
+
+def row(got, ref, floor, norm=None, **options):
     got, ref = np.asarray(got, np.float64), np.asarray(ref, np.float64)
-    return judge("name", "gradient", got, ref, dtype="float64", steps=1, floor=floor, **options)
+    both = None if floor is None else Floor(floor, floor if norm is None else norm)
+    return judge("name", "gradient", got, ref, dtype="float64", steps=1, floor=both, **options)
 
 
 def test_a_floor_is_a_bound_of_its_own():
@@ -187,4 +208,14 @@ def test_a_floor_is_a_bound_of_its_own():
     for floor in (np.nan, np.inf, 1.0):
         assert not row([np.nan], [1.0], floor).ok
     assert not row([2.0], [1.0], np.nan).ok
+    assert not row([2.0], [1.0], 1.0, np.nan).ok
     assert row([1.0 + 3e-14], [1.0], 1e-16).excess == pytest.approx(0.6, rel=1e-2)
+
+
+def test_an_error_in_every_element_is_seen_by_its_2_norm():
+    got, ref = np.full(100, 1e-10), np.zeros(100)
+    got[0] = ref[0] = 1.0
+    assert row(got, ref, 1e-10, 1e-9).ok
+    far = row(got, ref, 1e-10, 3e-10)
+    assert not far.ok
+    assert far.excess == pytest.approx(99**0.5 / 9)

@@ -48,8 +48,14 @@ def terms(func: Any, args: Any, dtype: str) -> int:
     return max(1, _TERMS[name](*args))
 
 
-_SUMS = frozenset(["sum", "mean", "embedding_dense_backward", "convolution_backward"])
-"""Operations whose sums bfloat16 accumulates itself, at least in the gradient of a bias."""
+_SUMS = {"sum": 0, "mean": 0, "embedding_dense_backward": 0, "convolution_backward": 2}
+"""Operations whose sums bfloat16 accumulates itself, and the position of the sum in the results: of
+a convolution's gradients, the bias's."""
+
+
+def position_of_sum(func: Any) -> int | None:
+    """The position of a sum over all terms among the results of an operation, or None."""
+    return _SUMS.get(_name(func))
 
 
 def _summed(x: Any, dim: Any = None, *_: Any) -> int:

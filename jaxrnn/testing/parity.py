@@ -11,7 +11,7 @@ from flax import nnx
 from jaxrnn.testing import jax_side, suspects, torch_side
 from jaxrnn.testing.copies import copied
 from jaxrnn.testing.report import Report
-from jaxrnn.testing.rounding import floors
+from jaxrnn.testing.rounding import Floor, floors
 from jaxrnn.testing.rows import Kind, Row, judge, relative_error
 from jaxrnn.testing.twins import Values, check_same, named, renamed, shapes, twins
 from jaxrnn.testing.values import Call, arrays
@@ -40,10 +40,11 @@ def compare(
     output itself if it is a single scalar. The report covers every output and state, the loss, and
     the gradients of every parameter and every floating input.
 
-    A row beyond its tolerance still agrees if rounding explains it: if the error is at most
-    `tolerances.ERROR_RATIO` times the row's floor, which `rounding.floors` measures for that
-    tensor alone. A gradient that cancels, for example of a bias before batch normalisation, has a
-    floor above its own size; its row is marked "cancels", and a wrong factor in it is invisible.
+    A row beyond its tolerance still agrees if rounding explains it: if the largest element and the
+    2-norm of the error are at most `tolerances.ERROR_RATIO` times the row's floor, which
+    `rounding.floors` measures for that tensor alone. A gradient that cancels, for example of a
+    bias before batch normalisation, has a floor above its own size; its row is marked "cancels",
+    and a wrong factor in it is invisible.
 
     Args:
         torch_module: a `torch.nn.Module`.
@@ -218,7 +219,7 @@ def _rows(
     got: Values,
     ref: Values,
     peer: Values | None,
-    find_floors: Callable[[], Mapping[tuple[str, Kind], float]],
+    find_floors: Callable[[], Mapping[tuple[str, Kind], Floor]],
     dtype: str,
     steps: int,
 ) -> tuple[Row, ...]:

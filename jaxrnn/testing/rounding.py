@@ -3,8 +3,8 @@
 A gradient that cancels (of a bias before batch normalisation, of attention's key bias) consists
 of rounding, and no relative tolerance holds for it. Its floor is measured for that tensor alone:
 PyTorch runs in float64 several times, each operation on operands with relative noise of the
-rounding of the compared dtype, and the floor is `DEVIATIONS` standard deviations of the result.
-This is Monte Carlo arithmetic (Parker, Pierce and Eggert, 2000).
+rounding of the compared dtype, and the spread of the results is the floor. This is Monte Carlo
+arithmetic (Parker, Pierce and Eggert, 2000).
 
 Noise on the weights and inputs alone does not suffice: a gradient that is 0 for all of them
 stays 0, while its rounding errors arise between the operations.
@@ -12,7 +12,7 @@ stays 0, while its rounding errors arise between the operations.
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +22,31 @@ from jaxrnn.testing.copies import import_torch
 
 DRAWS = 8
 DEVIATIONS = 3.0
+SAMPLES = 4096
 
 Key = TypeVar("Key", bound=Hashable)
 
 
+class Floor(NamedTuple):
+    """The size of an error d that rounding explains: of its largest element, and of its 2-norm.
+
+    With the covariance C of d, found from the draws:
+
+        element = 3 max_i sqrt(C_ii)
+        norm    = sqrt(tr C) (1 + 2 / sqrt(n)),  n = (tr C)^2 / tr C^2
+
+    n counts the independent directions of d. The 2-norm of many varies little, so that an error in
+    all elements shows although each element alone might be rounding.
+    """
+
+    element: float
+    norm: float
+
+
 def floors(
     run: Callable[[], Mapping[Key, np.ndarray]], ref: Mapping[Key, np.ndarray], dtype: str
-) -> dict[Key, float]:
-    """For each tensor, the size of an error that rounding in `dtype` explains.
-
-    floor = DEVIATIONS * max_i sqrt(mean over draws of (y_i - ref_i)^2)
+) -> dict[Key, Floor]:
+    """The floor of each tensor, from `DRAWS` runs with noise.
 
     Args:
         run: calls PyTorch, in float64, on the same inputs each time.
@@ -39,17 +54,31 @@ def floors(
         dtype: the compared dtype, whose rounding is simulated.
     """
     squares = {key: np.zeros(value.shape) for key, value in ref.items()}
+    samples: dict[Key, list[np.ndarray]] = {key: [] for key in ref}
     for draw in range(DRAWS):
         with noise(dtype, draw):
             found = run()
         for key, value in ref.items():
             with np.errstate(invalid="ignore", over="ignore"):
                 moved = found[key].astype(np.float64) - value.astype(np.float64)
-            squares[key] += np.where(found[key] == value, 0.0, moved) ** 2
-    return {
-        key: DEVIATIONS * float(np.sqrt(total / DRAWS).max(initial=0.0))
-        for key, total in squares.items()
-    }
+            moved = np.where(found[key] == value, 0.0, moved)
+            squares[key] += moved**2
+            samples[key].append(moved.ravel()[:: -(-moved.size // SAMPLES) or 1])
+    return {key: _floor(total / DRAWS, np.stack(samples[key])) for key, total in squares.items()}
+
+
+def _floor(variances: np.ndarray, samples: np.ndarray) -> Floor:
+    element = DEVIATIONS * float(np.sqrt(variances.max(initial=0.0)))
+    extra = (DEVIATIONS - 1) / math.sqrt(_directions(samples))
+    return Floor(element, float(np.sqrt(variances.sum())) * (1 + extra))
+
+
+def _directions(samples: np.ndarray) -> float:
+    """(tr C)^2 / tr C^2, at least 1, by the inner products of different draws."""
+    products = samples @ samples.T
+    trace = products.diagonal().mean()
+    squared = (products[~np.eye(len(products), dtype=bool)] ** 2).mean()
+    return max(1.0, float(trace**2 / squared)) if squared > 0 else 1.0
 
 
 def noise(dtype: str, seed: int) -> Any:
@@ -60,6 +89,9 @@ def noise(dtype: str, seed: int) -> Any:
     products and normalisations add in float32, and n is 1 for them. Integers are exact in every
     dtype and stay. What is normalised takes sqrt(1 + mean^2 / variance) times the noise, because
     Flax computes the variance as E[x^2] - E[x]^2; in bfloat16 it does so in float32.
+
+    The result of such a sum takes the same noise again: partial sums of terms of one sign grow to
+    its size, and rounding them is more than rounding the terms.
     """
     torch = import_torch()
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -70,6 +102,17 @@ def noise(dtype: str, seed: int) -> Any:
     def noisy(x: Any, scale: Any) -> Any:
         drawn = scale * torch.empty_like(x).uniform_(-1.0, 1.0, generator=generator)
         return torch.where(x == x.round(), x, torch.addcmul(x, x, drawn))
+
+    def sums_with_noise(func: Any, results: Any, scale: float) -> Any:
+        position = operations.position_of_sum(func)
+        if position is None:
+            return results
+        if torch.is_tensor(results):
+            return noisy(results, scale) if results.dtype == torch.float64 else results
+        new = list(results)
+        if new[position] is not None:
+            new[position] = noisy(new[position], scale)
+        return tuple(new)
 
     class Noise(TorchDispatchMode):
         def __torch_dispatch__(
@@ -92,6 +135,6 @@ def noise(dtype: str, seed: int) -> Any:
 
             args = tuple(convert(i, value) for i, value in enumerate(args))
             kwargs = {key: convert(key, value) for key, value in kwargs.items()}
-            return func(*args, **kwargs)
+            return sums_with_noise(func, func(*args, **kwargs), scale)
 
     return Noise()

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn.testing.rounding import Floor
 from jaxrnn.testing.tolerances import ERROR_RATIO, tolerance
 
 Kind: TypeAlias = Literal["output", "state", "loss", "gradient", "training"]
@@ -26,8 +27,9 @@ class Row:
         error_ratio: the error over PyTorch's own; None if not measured. A maximum over few
             elements may be small by chance, so PyTorch's counts as no smaller than `floor`, nor
             than the rounding of one operation.
-        floor: the size of d that rounding explains, measured for this tensor alone (see
+        floor: the size of max|d| that rounding explains, measured for this tensor alone (see
             `jaxrnn.testing.rounding`); None if not measured, which it is where it matters.
+        norm: the 2-norm of d, over the 2-norm that rounding explains; None if not measured.
         note: "cancels" for a gradient whose floor times `ERROR_RATIO` is at least max|ref|: it
             consists of rounding, and a wrong factor in it cannot be seen. "ill-conditioned" for
             a row that agrees by its floor alone.
@@ -41,6 +43,7 @@ class Row:
     tolerance: float
     error_ratio: float | None = None
     floor: float | None = None
+    norm: float | None = None
     note: Literal["", "cancels", "ill-conditioned"] = ""
 
     @property
@@ -60,17 +63,23 @@ class Row:
 
     @property
     def _by_floor(self) -> bool:
-        return self.floor is not None and self.max_abs <= ERROR_RATIO * self.floor
+        return self._over_floor <= ERROR_RATIO
+
+    @property
+    def _over_floor(self) -> float:
+        if self.floor is None or self.norm is None:
+            return math.inf
+        element = _over(self.max_abs, self.floor)
+        return math.nan if math.isnan(element + self.norm) else max(element, self.norm)
 
     @property
     def excess(self) -> float:
         """The error over its bound: above 1 for a row that disagrees."""
         if math.isnan(self.error):
             return math.inf
+        by_floor = self._over_floor / ERROR_RATIO
         excess = _over(self.error, self.tolerance)
-        if self.floor is not None:
-            excess = min(excess, _over(self.max_abs, ERROR_RATIO * self.floor))
-        return excess
+        return excess if math.isnan(by_floor) else min(excess, by_floor)
 
 
 def judge(
@@ -82,17 +91,18 @@ def judge(
     dtype: str,
     steps: int,
     peer_error: float | None = None,
-    floor: float | None = None,
+    floor: Floor | None = None,
 ) -> Row:
     """One row: `got` against `ref` by the tolerance, or by PyTorch's own `relative_error`.
 
-    With a `floor`, an error of up to `ERROR_RATIO` times the floor agrees too. Integers and
-    booleans must be equal.
+    With a `floor`, an error of up to `ERROR_RATIO` times the floor agrees too, if both its largest
+    element and its 2-norm are. Integers and booleans must be equal.
     """
     size, scale = _sizes(kind, ref)
-    max_abs = _max_difference(kind, got, ref, dtype)
+    difference = _difference(kind, got, ref, dtype)
+    max_abs = float(difference.max(initial=0.0))
     ratio = None
-    least = 0.0 if floor is None else floor
+    least = 0.0 if floor is None else floor.element
     if not np.issubdtype(ref.dtype, np.floating):
         bound, floor = 0.0, None
     elif peer_error is not None:
@@ -103,7 +113,10 @@ def judge(
         bound = tolerance(dtype, steps, kind)
     else:
         bound = tolerance(dtype, steps, kind) * scale
-    row = Row(name, kind, ref.shape, max_abs, _over(max_abs, size), bound, ratio, floor)
+    row = Row(name, kind, ref.shape, max_abs, _over(max_abs, size), bound, ratio)
+    if floor is not None:
+        norm = _over(float(np.linalg.norm(difference)), floor.norm)
+        row = dataclasses.replace(row, floor=floor.element, norm=norm)
     if kind == "gradient" and least > 0 and ERROR_RATIO * least >= size:
         return dataclasses.replace(row, note="cancels")
     if row.ok and not row.error <= row.tolerance:
@@ -113,7 +126,8 @@ def judge(
 
 def relative_error(kind: Kind, got: np.ndarray, ref: np.ndarray, dtype: str) -> float:
     """max|d| / max|ref| for gradients, max|d| / max(1, max|ref|) for the rest."""
-    return _over(_max_difference(kind, got, ref, dtype), _sizes(kind, ref)[1])
+    largest = float(_difference(kind, got, ref, dtype).max(initial=0.0))
+    return _over(largest, _sizes(kind, ref)[1])
 
 
 def _sizes(kind: Kind, ref: np.ndarray) -> tuple[float, float]:
@@ -121,15 +135,15 @@ def _sizes(kind: Kind, ref: np.ndarray) -> tuple[float, float]:
     return size, size if kind == "gradient" else max(1.0, size)
 
 
-def _max_difference(kind: Kind, got: np.ndarray, ref: np.ndarray, dtype: str) -> float:
-    """max|got - ref|: 0 for equal infinities and for no elements, NaN if there is any NaN."""
+def _difference(kind: Kind, got: np.ndarray, ref: np.ndarray, dtype: str) -> np.ndarray:
+    """|got - ref|, flat: 0 for equal infinities, NaN where there is a NaN."""
     with np.errstate(invalid="ignore"):
         d = np.abs(got.astype(np.float64) - ref.astype(np.float64))
-    largest = float(np.where(got == ref, 0.0, d).max(initial=0.0))
+    d = np.where(got == ref, 0.0, d).ravel()
     info = jnp.finfo(dtype)
     # Gradients vanish over long sequences, and hardware may flush to zero what is left of them.
-    flushed = kind == "gradient" and largest <= float(info.tiny) / float(info.eps)
-    return 0.0 if flushed else largest
+    flushed = kind == "gradient" and d.max(initial=0.0) <= float(info.tiny) / float(info.eps)
+    return np.zeros_like(d) if flushed else d
 
 
 def _over(error: float, size: float) -> float:
