@@ -1,8 +1,9 @@
 """Measures how often `compare` errs: right twins called wrong, and wrong ones called right.
 
-python parity_tests/rates.py               prints the table: minutes on two cores
+python parity_tests/rates.py               prints the table: half an hour on two cores
 python parity_tests/rates.py --pairs 200   fewer right pairs
-python parity_tests/rates.py --write       puts it into docs/parity.md
+
+`python tools/tables.py rates --write` puts the table into docs/parity.md.
 """
 
 import argparse
@@ -15,10 +16,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
-BEGIN, END = "<!-- rates table -->\n", "<!-- end of rates table -->\n"
 DTYPES = ("float64", "float32", "bfloat16")
 
 
@@ -136,7 +134,6 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", default="", help="kinds whose name contains this")
     parser.add_argument("--verbose", action="store_true", help="print every comparison")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/parity.md")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     counts: dict[str, Counts] = collections.defaultdict(Counts)
@@ -144,12 +141,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for dtype, found in pool.imap(job, jobs):
             counts[dtype] = counts[dtype] + found
-    text = table({dtype: counts[dtype] for dtype in DTYPES})
-    print(text, end="")
-    if options.write:
-        before, rest = PAGE.read_text().split(BEGIN)
-        _, after = rest.split(END)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    print(table({dtype: counts[dtype] for dtype in DTYPES}), end="")
     if any(c.alarms or c.misses for c in counts.values()):
         sys.exit("rates: a right pair was called wrong, or a wrong one right")
 
