@@ -51,11 +51,14 @@ class Counts:
 def judge(name: str, size: int, dtype: str, seeds: int, verbose: bool) -> Counts:
     """One pair of modules with many weights, inputs and cotangents, and wrong edits of it."""
     import numpy as np
+    import torch
 
     import mutations
     import pairs
     from jaxrnn.testing import Report, compare, jax_side
 
+    first = zlib.crc32(f"{name} {size} {dtype}".encode()) % 1_000_000
+    torch.manual_seed(first)
     pair, s = pairs.PAIRS[name], pairs.SIZES[size]
     theirs, ours = pair.theirs(s), pair.ours(s)
     names = list(mutations.parameters(ours))
@@ -79,7 +82,6 @@ def judge(name: str, size: int, dtype: str, seeds: int, verbose: bool) -> Counts
         )
 
     counts = Counts()
-    first = zlib.crc32(f"{name} {size} {dtype}".encode()) % 1_000_000
     with jax_side.shared_programs():
         for seed in range(first, first + seeds):
             report = run(seed, mutations.no_edits(len(names)))

@@ -83,12 +83,16 @@ def test_a_value_far_above_the_floor_is_wrong():
 
 
 class TheirAttention(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, fused):
         super().__init__()
         self.query, self.key = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+        self.fused = fused
 
     def forward(self, x):
-        return (self.query(x) @ self.key(x).transpose(-1, -2)).softmax(-1) @ x
+        q, k = self.query(x), self.key(x)
+        if self.fused:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, x, scale=1.0)
+        return (q @ k.transpose(-1, -2)).softmax(-1) @ x
 
 
 class OurAttention(nnx.Module):
@@ -99,10 +103,26 @@ class OurAttention(nnx.Module):
         return nnx.softmax(self.query(x) @ self.key(x).swapaxes(-1, -2)) @ x
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_the_key_bias_of_attention_cancels(dtype):
-    report = assert_parity(TheirAttention(), OurAttention(), X, dtype=dtype)
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_the_key_bias_of_attention_cancels(dtype, fused):
+    report = assert_parity(TheirAttention(fused), OurAttention(), X, dtype=dtype)
     assert report["key.bias"].note == "cancels"
+
+
+def test_the_sum_of_a_softmax_is_rounded():
+    """An error in it is one of the whole row: a sum over the row does not cancel."""
+    x = torch.tensor(RNG.normal(size=(50, 4)))
+    dy = torch.tensor(RNG.normal(size=(50, 4)))
+
+    def run():
+        leaf = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(leaf.softmax(-1), leaf, dy)
+        rows = dx.sum(-1)
+        return {"rows": rows.numpy(), "dx": dx.numpy()}
+
+    found = floors(run, run(), "float32")
+    assert found["rows"].element > 0.5 * found["dx"].element
 
 
 def test_training_with_a_gradient_that_cancels():

@@ -118,3 +118,32 @@ def conditioning(func: Any, args: Any, dtype: str) -> tuple[int, Any]:
     smallest = 1e-12 * mean**2 + 1e-300
     factor = (1 + mean**2 / variance.clamp(min=smallest)).sqrt()
     return position, factor.expand_as(grouped).reshape(x.shape)
+
+
+def by_rows(func: Any) -> Callable[..., Any] | None:
+    """A softmax or its gradient, called as (rounded, *args) with a function that rounds sums.
+
+    An error in the sum of a row is one of all its elements, so that over a row they no longer
+    cancel. Returns None for other operations.
+    """
+    return _BY_ROWS.get(_name(func))
+
+
+def _softmax(rounded: Callable[[Any], Any], x: Any, dim: int, *_: Any) -> Any:
+    exp = (x - x.amax(dim, keepdim=True)).exp()
+    return exp / rounded(exp.sum(dim, keepdim=True))
+
+
+def _softmax_backward(rounded: Callable[[Any], Any], dy: Any, y: Any, dim: int, *_: Any) -> Any:
+    return y * (dy - rounded((y * dy).sum(dim, keepdim=True)))
+
+
+def _log_softmax_backward(rounded: Callable[[Any], Any], dy: Any, y: Any, dim: int, *_: Any) -> Any:
+    return dy - y.exp() * rounded(dy.sum(dim, keepdim=True))
+
+
+_BY_ROWS: dict[str, Callable[..., Any]] = {
+    "softmax": _softmax,
+    "softmax_backward_data": _softmax_backward,
+    "log_softmax_backward_data": _log_softmax_backward,
+}

@@ -56,7 +56,7 @@ def floors(
     squares = {key: np.zeros(value.shape) for key, value in ref.items()}
     samples: dict[Key, list[np.ndarray]] = {key: [] for key in ref}
     for draw in range(DRAWS):
-        with noise(dtype, draw):
+        with unfused_attention(), noise(dtype, draw):
             found = run()
         for key, value in ref.items():
             with np.errstate(invalid="ignore", over="ignore"):
@@ -65,6 +65,12 @@ def floors(
             squares[key] += moved**2
             samples[key].append(moved.ravel()[:: -(-moved.size // SAMPLES) or 1])
     return {key: _floor(total / DRAWS, np.stack(samples[key])) for key, total in squares.items()}
+
+
+def unfused_attention() -> Any:
+    """A context in which PyTorch's attention consists of operations that can be rounded."""
+    attention = import_torch().nn.attention
+    return attention.sdpa_kernel(attention.SDPBackend.MATH)
 
 
 def _floor(variances: np.ndarray, samples: np.ndarray) -> Floor:
@@ -103,6 +109,9 @@ def noise(dtype: str, seed: int) -> Any:
         drawn = scale * torch.empty_like(x).uniform_(-1.0, 1.0, generator=generator)
         return torch.where(x == x.round(), x, torch.addcmul(x, x, drawn))
 
+    def scale_of(func: Any, args: Any, dtype: str) -> float:
+        return unit * max(1.0, math.sqrt(operations.terms(func, args, dtype)) / 2)
+
     def sums_with_noise(func: Any, results: Any, scale: float) -> Any:
         position = operations.position_of_sum(func)
         if position is None:
@@ -121,7 +130,7 @@ def noise(dtype: str, seed: int) -> Any:
             kwargs = kwargs or {}
             if operations.is_exact(func):
                 return func(*args, **kwargs)
-            scale = unit * max(1.0, math.sqrt(operations.terms(func, args, dtype)) / 2)
+            scale = scale_of(func, args, dtype)
             written = operations.written(func)
             place, condition = operations.conditioning(func, args, dtype)
 
@@ -135,6 +144,8 @@ def noise(dtype: str, seed: int) -> Any:
 
             args = tuple(convert(i, value) for i, value in enumerate(args))
             kwargs = {key: convert(key, value) for key, value in kwargs.items()}
+            if rows := operations.by_rows(func):
+                return rows(lambda sums: noisy(sums, scale_of(func, args, "float64")), *args)
             return sums_with_noise(func, func(*args, **kwargs), scale)
 
     return Noise()
