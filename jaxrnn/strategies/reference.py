@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 from jax import Array, lax
 from jaxtyping import Bool, Float, Integer
 
@@ -68,5 +69,9 @@ class Loop(Recurrence):
             new, _ = cells.step(self.cell, weights, carry, gx, self.precision)
             return hold(mask_t, new, carry), new[0]
 
-        last, ys = lax.scan(step, carry, (x, mask), reverse=self.reverse)
-        return silence(mask, ys), last
+        # A scan in reverse has no form in ONNX.
+        last, ys = lax.scan(step, carry, self._flipped((x, mask)))
+        return silence(mask, self._flipped(ys)), last
+
+    def _flipped(self, sequences: Any) -> Any:
+        return jax.tree.map(lambda a: a[::-1], sequences) if self.reverse else sequences
