@@ -1,31 +1,35 @@
-"""Refusal of an unpacked pair: an output and a state that one call returned together.
+"""Refusal of what `nnx.Sequential` does to a recurrent layer's pair of output and state.
 
-`nnx.Sequential` unpacks a tuple, so it calls the layer after a recurrent one as `layer(*outputs)`.
-The state of one layer would silently become the initial state of the next. No argument tells who
-called, but the two objects themselves do: each call remembers what it returned, weakly, and the
-next call refuses exactly these two objects by position. A layer that is itself transformed,
-`nnx.Sequential(nnx.jit(a), nnx.jit(b))`, sees other objects; transform the whole instead.
+`nnx.Sequential` unpacks a tuple, so it calls the layer after a recurrent one as `layer(*outputs)`:
+the state of one layer would silently become the initial state of the next, or the slope of an
+activation. The arguments do not tell who called, so the call stack is read, as far as it consists
+of the frames of libraries: what a user's own function passes on is meant.
 """
 
 import functools
 import inspect
-import weakref
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from flax import nnx
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-_returned: dict[int, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
-"""Pairs that are alive, by the `id` of the first; an entry ends with its first object."""
+LIBRARIES = frozenset(
+    ["beartype", "contextlib", "flax", "functools", "jax", "jaxlib", "jaxrnn", "jaxtyping"]
+)
+_SEQUENTIAL = inspect.unwrap(nnx.Sequential.__call__).__code__
 
 
 def refuse_unpacked(call: Callable[P, Result]) -> Callable[P, Result]:
     """Decorates `__call__(self, input, hx=None, ...)`; the state by name, `hx=`, is always taken.
 
     Raises:
-        TypeError: the call was `layer(*outputs)` with the outputs of another call, or its
-            arguments do not fit the signature.
+        TypeError: `nnx.Sequential` unpacked a pair into this call, or would unpack the pair that it
+            returns into another layer's call; or the arguments do not fit the signature.
     """
     signature = inspect.signature(call)
 
@@ -38,33 +42,66 @@ def refuse_unpacked(call: Callable[P, Result]) -> Callable[P, Result]:
             raise TypeError(
                 f"`{name}` takes its input and `hx`, and all else by name: {error}."
             ) from None
-        if len(args) == 3 and came_together(*args[1:]):
+        if len(args) == 3 and any(place.index > 0 for place in _places()):
             raise TypeError(
-                f"`{name}` got both results of one call, unpacked as `nnx.Sequential` does, and "
-                "would start from the other layer's state. To pass only the output on, put "
-                "`lambda y, h: y` between the layers; to start from that state, name it: `hx=h`."
+                f"`{name}` got both results of the layer before it, unpacked by `nnx.Sequential`, "
+                f"and would start from that layer's state. {_advice(name)}"
             )
         result = call(*args, **kwargs)
         if isinstance(result, tuple):
-            remember(*result)
+            layers = (place.following for place in _places())
+            following = next((layer for layer in layers if layer is not None), None)
+            if following is not None and _is_of_libraries(following):
+                after = getattr(following, "__name__", type(following).__name__)
+                raise TypeError(
+                    f"`{name}` returns its output and its state, which `nnx.Sequential` would "
+                    f"unpack into two arguments of `{after}`. {_advice(after)}"
+                )
         return result
 
     return checked
 
 
-def remember(output: Any, state: Any) -> None:
-    """Notes that one call returned both; neither is kept alive."""
-    key = id(output)
-    entry = weakref.ref(output, lambda _: _returned.pop(key, None)), weakref.ref(_array(state))
-    _returned[key] = entry
+def _advice(name: str) -> str:
+    return (
+        "To pass only the output on, put `lambda y, h: y` between the layers; to start from that "
+        f"state, write a function that names it, `hx=h`, in place of `{name}`."
+    )
 
 
-def came_together(output: Any, state: Any) -> bool:
-    """Return whether these very objects are the results of one call."""
-    known = _returned.get(id(output))
-    return known is not None and known[0]() is output and known[1]() is _array(state)
+class _Place(NamedTuple):
+    """A position in a running `nnx.Sequential`, and the layer after it if there is one."""
+
+    index: int
+    following: Any
 
 
-def _array(state: Any) -> Any:
-    """The array that stands for a state: of the LSTM's pair, the first."""
-    return state[0] if isinstance(state, tuple) else state
+def _places() -> Iterator[_Place]:
+    """The positions of the running call, the innermost first, up to the first user's function."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if not _is_library(module) or module.startswith("jaxrnn.models"):
+            return
+        if frame.f_code is _SEQUENTIAL:
+            index, layers = frame.f_locals["i"], list(frame.f_locals["self"].layers)
+            yield _Place(index, layers[index + 1] if index + 1 < len(layers) else None)
+        frame = frame.f_back
+
+
+def _is_of_libraries(layer: Any) -> bool:
+    """Whether a library defines the layer, which then takes no pair; not so a user's own."""
+    while True:
+        if isinstance(layer, functools.partial):
+            inner = layer.func
+        elif isinstance(layer, nnx.Sequential) and len(layer.layers):
+            inner = layer.layers[0]
+        else:
+            inner = inspect.unwrap(layer)
+        if inner is layer:
+            return _is_library(getattr(layer, "__module__", None) or "")
+        layer = inner
+
+
+def _is_library(module: str) -> bool:
+    return module.partition(".")[0] in LIBRARIES
