@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
 from jaxrnn import cells
 from jaxrnn.cells import Carry, Cell, Size, Weights
@@ -58,7 +61,8 @@ def hoist(cell: Cell, weights: Weights, x: Array, carry: Carry) -> tuple[Cell, W
         >>> hoisted.cell
         ((), [Array([0., 1., 2., 3.], dtype=float32)])
     """
-    if getattr(cell.step, "pure", False):
+    # `functools.wraps` copies the mark of a pure step to what may be none.
+    if getattr(cell.step, "pure", False) and not hasattr(cell.step, "__wrapped__"):
         return cell, weights
     own, tree = jax.tree.flatten(weights.cell)
     gx = jax.eval_shape(lambda x: cells.project_inputs(weights, x.sum(0), carry[0].dtype), x)
@@ -73,8 +77,11 @@ def hoist(cell: Cell, weights: Weights, x: Array, carry: Carry) -> tuple[Cell, W
     closed, returned = traced
     _check(cell, returned, gh)
     consts = list(closed.consts)
-    new = _remembered(cell.step, str(closed.jaxpr), consts, TracedStep(closed.jaxpr, gx.shape[0]))
-    return cell._replace(step=new), weights._replace(cell=(weights.cell, consts))
+    new = _remembered(cell.step, closed, TracedStep(closed.jaxpr, gx.shape[0]))
+    # Without a proof of it, both projections are kept: more memory, and no wrong derivative.
+    additive = cell.additive and _adds(closed.jaxpr)
+    cell = cell._replace(step=new, additive=additive)
+    return cell, weights._replace(cell=(weights.cell, consts))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,26 +109,96 @@ class TracedStep:
         return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), jax.vmap(run)(*parts))
 
 
+def _adds(jaxpr: Any) -> bool:
+    """True if the last two arguments, gx and gh, are used as their sum alone."""
+    pair = set(jaxpr.invars[-2:])
+    sums = [e for e in jaxpr.eqns if e.primitive.name in ("add", "add_any")]
+    alone = [e for e in sums if {v for v in e.invars if isinstance(v, Var)} == pair]
+    used = [e for e in jaxpr.eqns if any(isinstance(v, Var) and v in pair for v in e.invars)]
+    return used == alone and not any(isinstance(v, Var) and v in pair for v in jaxpr.outvars)
+
+
 _MOST = 64
-_SEEN: OrderedDict[Any, tuple[str, list[Any], TracedStep]] = OrderedDict()
+_SEEN: OrderedDict[Any, tuple[list[Any], TracedStep]] = OrderedDict()
 
 
-def _remembered(step: Any, text: str, consts: list[Any], new: TracedStep) -> TracedStep:
+def _remembered(step: Any, closed: Any, new: TracedStep) -> TracedStep:
     """The equal step of an earlier call, if there is one, so that `jax.jit` reuses its program."""
-    if any(isinstance(c, jax.core.Tracer) for c in consts):
+    if any(isinstance(c, jax.core.Tracer) for c in closed.consts):
         return new
     key = (step, new.rows, tuple(v.aval for v in new.jaxpr.invars))
     try:
         known = _SEEN.get(key)
     except TypeError:  # a step that is not hashable
         return new
-    if known is not None and known[0] == text and list(map(id, known[1])) == list(map(id, consts)):
+    program = _program(closed)
+    if known is not None and known[0] == program:
         _SEEN.move_to_end(key)
-        return known[2]
-    _SEEN[key] = (text, consts, new)
+        return known[1]
+    _SEEN[key] = program, new
     if len(_SEEN) > _MOST:
         _SEEN.popitem(last=False)
     return new
+
+
+def _program(closed: Any) -> list[Any]:
+    """Values that are equal for equal programs: the text, and what the text leaves out."""
+    inside, custom = _inside(closed.jaxpr)
+    if not custom:
+        return [str(closed.jaxpr), *inside]
+    # The text shows no rules of one's own: those of the first derivative are in its program.
+    avals = [v.aval for v in closed.jaxpr.invars]
+    moving = [jnp.issubdtype(a.dtype, jnp.inexact) for a in avals]
+
+    def derivative(arguments: list[Any], cotangents: list[Any]) -> Any:
+        def run(floats: list[Any]) -> list[Any]:
+            left = iter(floats)
+            full = [next(left) if m else a for m, a in zip(moving, arguments, strict=True)]
+            return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *full)
+
+        floats = [a for m, a in zip(moving, arguments, strict=True) if m]
+        return jax.vjp(run, floats)[1](cotangents)
+
+    outputs = [v.aval for v in closed.jaxpr.outvars]
+    rules = jax.make_jaxpr(derivative)(avals, outputs).jaxpr
+    return [str(closed.jaxpr), *inside, str(rules), *_inside(rules)[0]]
+
+
+def _inside(jaxpr: Any) -> tuple[list[Any], bool]:
+    """Constants of inner programs and functions, and whether there are derivatives of one's own."""
+    found: list[Any] = []
+    custom = False
+    for eqn in jaxpr.eqns:
+        own = eqn.primitive.name.startswith("custom_")
+        custom |= own
+        for value in jax.tree.leaves(eqn.params):
+            if isinstance(value, ClosedJaxpr):
+                found += map(_Constant, value.consts)
+            if isinstance(value, ClosedJaxpr | Jaxpr):
+                inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
+                more, deeper = _inside(inner)
+                found += more
+                custom |= deeper
+            elif callable(value) and not own:
+                found.append(value)
+    return found, custom
+
+
+class _Constant:
+    """An array, equal to itself and, as NumPy's may change in place, to one of the same bytes."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array if isinstance(array, jax.Array) else None
+        if self.array is None:
+            array = np.asarray(array)
+            self.value = (array.dtype, array.shape, array.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Constant) or (self.array is None) != (other.array is None):
+            return False
+        return self.array is other.array if self.array is not None else self.value == other.value
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _check(cell: Cell, returned: Any, gx: Any) -> None:

@@ -218,3 +218,122 @@ def test_native_refuses_parameters():
     weights = Weights(IH, HH, cell=LEAK)
     with pytest.raises(jaxrnn.InputError, match="no parameters of their own"):
         strategies.Native()(cells.rnn_tanh, weights, X, (jnp.zeros((B, H)),))
+
+
+CARRY = (jnp.zeros((B, H)),)
+
+
+def by_hand(step):
+    """The sum of squares of a run, as a loop over steps."""
+    carry, total = CARRY, 0.0
+    for x in X:
+        carry = step(carry, x @ IH.T, carry[0] @ HH.T)
+        total += (carry[0] ** 2).sum()
+    return total
+
+
+def squares(strategy, step, **options):
+    ys, _ = (strategy or strategies.Scan())(
+        Cell("own", 1, 1, step, **options), Weights(IH, HH), X, CARRY
+    )
+    return (ys**2).sum()
+
+
+def wrapping(leak):
+    @functools.wraps(cells.rnn_tanh.step)
+    def step(carry, gx, gh):
+        return (leak * jnp.tanh(gx + gh),)
+
+    return step
+
+
+@every_strategy
+@pytest.mark.parametrize("outer", [lambda f: f, jax.jit])
+def test_a_step_that_wraps_a_pure_one_is_none(strategy, outer):
+    with jax.numpy_rank_promotion("allow"):
+        got = outer(jax.grad(lambda a: squares(strategy, wrapping(a))))(LEAK)
+        close(got, jax.grad(lambda a: by_hand(wrapping(a)))(LEAK))
+
+
+NOT_ADDITIVE = {
+    "product": lambda a, gx, gh: jnp.tanh(a * gx) + jax.nn.sigmoid(gh),
+    "sum and more": lambda a, gx, gh: jnp.tanh(gx + gh + a * gh),
+    "two sums": lambda a, gx, gh: jnp.tanh(gx + gh) * a + (gx - gh),
+    "twice gx": lambda a, gx, gh: jnp.tanh(gx + gh) * (gx + gx) * a,
+    "gx itself": lambda a, gx, gh: gx,
+}
+
+
+@every_strategy
+@pytest.mark.parametrize("f", NOT_ADDITIVE.values(), ids=NOT_ADDITIVE)
+def test_a_step_that_is_called_additive_and_is_not(strategy, f):
+    with jax.numpy_rank_promotion("allow"):
+        got = jax.grad(lambda a: squares(strategy, lambda c, *g: (f(a, *g),), additive=True))(LEAK)
+        close(got, jax.grad(lambda a: by_hand(lambda c, *g: (f(a, *g),)))(LEAK))
+
+
+def test_an_additive_step_stays_one():
+    from jaxrnn import closures
+
+    def additive(step):
+        cell = Cell("own", 1, 1, step, additive=True)
+        return closures.hoist(cell, Weights(IH, HH), X, CARRY)[0].additive
+
+    assert additive(lambda c, gx, gh: (LEAK[None] * jnp.tanh(gh + gx) * c[0],))
+    assert not additive(lambda c, gx, gh: (jnp.tanh(gx + gh) + gh,))
+
+
+class Changing(nnx.Module):
+    """A module whose attributes reach the program in ways that its text does not show."""
+
+    def __init__(self):
+        self.gain = np.linspace(-1.0, 1.0, H)
+        self.slope = 1.0
+
+    def inner(self, carry, gx, gh):
+        return (jax.jit(lambda v: v * self.gain)(jnp.tanh(gx + gh)),)
+
+    def inner_of_jax(self, carry, gx, gh):
+        gain = jnp.array(self.gain)
+        return (jax.jit(lambda v: v * gain)(jnp.tanh(gx + gh)),)
+
+    def deep(self, carry, gx, gh):
+        body = jax.jit(lambda v: jnp.tanh(v) * self.gain)
+        return (lax.scan(lambda v, _: (body(v), None), gx + gh, None, length=2)[0],)
+
+    def surrogate(self, carry, gx, gh):
+        slope = self.slope
+        step = jax.custom_jvp(lambda v: jnp.tanh(v))
+        step.defjvp(lambda p, t: (jnp.tanh(p[0]), slope * t[0]))
+        return (step(gx + gh),)
+
+    def surrogate_backwards(self, carry, gx, gh):
+        slope = self.slope
+        step = jax.custom_vjp(lambda v: jnp.tanh(v))
+        step.defvjp(lambda v: (jnp.tanh(v), None), lambda _, g: (slope * g,))
+        return (step(gx + gh),)
+
+
+@every_strategy
+@pytest.mark.parametrize("name", [n for n in vars(Changing) if n[0] != "_"])
+def test_a_change_that_the_text_of_the_program_does_not_show(strategy, name):
+    module = Changing()
+    with jax.numpy_rank_promotion("allow"):
+        for _ in range(3):
+            step = getattr(module, name)
+
+            def plain(ih, step=step):
+                carry, total = CARRY, 0.0
+                for x in X:
+                    carry = step(carry, x @ ih.T, carry[0] @ HH.T)
+                    total += (carry[0] ** 2).sum()
+                return total
+
+            def run(ih, step=step):
+                cell, weights = Cell("own", 1, 1, step), Weights(ih, HH)
+                return ((strategy or strategies.Scan())(cell, weights, X, CARRY)[0] ** 2).sum()
+
+            close(run(IH), plain(IH))
+            close(jax.grad(run)(IH), jax.grad(plain)(IH))
+            module.slope *= 2
+            module.gain *= 3  # in place

@@ -75,6 +75,7 @@ class Cell(NamedTuple):
         states: the number of arrays in the carry, h first.
         step: the function of one step.
         additive: `step` depends on gx + gh alone; reverse mode then stores gx + gh instead of both.
+            A step that does not begin by this sum is taken for one that is not additive.
         init: `init(key, hidden_size, dtype)` returns initial parameters for `Weights.cell`; None
             for a cell without parameters. `jaxrnn.Recurrent` names them by their keys.
         recurrent: the layer multiplies h by W_hh. Without it gh is zero, and whatever the cell
