@@ -6,7 +6,7 @@ see the same batches in the same order.
 Letters: N sequences, B batch, T steps, I inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -269,6 +269,10 @@ def batches(
 
 def _label_rows(labels: ArrayLike | Sequence[ArrayLike], count: int) -> list[Array]:
     """Label of each sequence as an array, of one dtype and equal in all axes but the first."""
+    if isinstance(labels, Mapping | Set | str) or not isinstance(labels, Iterable):
+        raise ValueError(
+            f"`batches` needs labels in the order of the sequences, got a {type(labels).__name__}."
+        )
     whole: Any = np.atleast_1d(np.asarray(labels)) if hasattr(labels, "ndim") else labels
     rows = [np.asarray(row) for row in whole]
     if len(rows) != count:

@@ -198,3 +198,9 @@ def test_label_sequences_have_one_length_in_all_batches():
 def test_invalid_labels_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         data.batches([[1], [2]], labels, 2)
+
+
+@pytest.mark.parametrize("labels", [{0: 1.5, 1: 2.5}, {1, 2}, 5, "ab"])
+def test_labels_without_an_order_are_refused(labels):
+    with pytest.raises(ValueError, match="labels in the order of the sequences"):
+        data.batches([[1, 2], [3]], labels, 2)

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,6 +14,7 @@ import torch_ref.models
 import torch_ref.training
 from jaxrnn import data, interchange, models, training
 from jaxrnn.testing import tolerance
+from jaxrnn.training.batches import as_arrays
 
 CLASSES = 4
 
@@ -239,3 +241,36 @@ def test_predictions_of_other_shapes_are_not_joined():
         training.predict(model, [])
     with pytest.raises(ValueError, match="`evaluate` got no batches"):
         training.evaluate(model, [])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int32", "uint32", "int64"])
+def test_narrow_labels_and_lengths_do_not_wrap(dtype):
+    logits = jnp.zeros((2, 300)).at[0, 256].set(9.0).at[1, 100].set(9.0)
+    labels = np.array([0, 100])
+    assert float(training.accuracy(logits, labels.astype(dtype))) == 0.5
+    wanted = float(training.cross_entropy(logits, labels))
+    assert float(training.cross_entropy(logits, labels.astype(dtype))) == wanted
+    values = jnp.ones((2, 300)).at[:, 200:].set(100.0)
+    lengths = np.array([100, 127]).astype(dtype)
+    assert float(training.masked_mean(values, lengths)) == 1.0
+
+
+def test_means_of_many_steps_in_float16_and_bfloat16():
+    lengths = np.array([70_000])
+    assert float(training.masked_mean(jnp.ones((1, 70_000), jnp.float16), lengths)) == 1.0
+    logits = jnp.zeros((3, 257, 2), jnp.bfloat16).at[:, :, 1].set(1)
+    labels = jnp.ones((3, 257), jnp.int32).at[0, 0].set(0)
+    got = training.accuracy(logits, data.Batch(logits, labels, np.array([257] * 3)))
+    np.testing.assert_allclose(float(got), 1 - 1 / 771, rtol=1e-6)
+
+
+def test_integers_that_jax_would_cut_are_refused():
+    large = np.array([2**40, 1])
+    with jax.enable_x64(False):
+        for batch in (large, (np.zeros(2), large), {"x": large}):
+            with pytest.raises(ValueError, match="integers of int64 beyond 32 bits"):
+                as_arrays(batch)
+        with pytest.raises(ValueError, match="integers of int64 beyond 32 bits"):
+            training.mean_squared_error(jnp.zeros(2), large)
+        np.testing.assert_array_equal(as_arrays(large // 2**20), large // 2**20)
+    assert as_arrays(large) is large

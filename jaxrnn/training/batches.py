@@ -41,7 +41,8 @@ def as_arrays(batch: Any) -> Any:
     """The batch with every leaf that is not a JAX array converted to NumPy.
 
     Raises:
-        ValueError: for a leaf that is not an array of numbers.
+        ValueError: for a leaf that is not an array of numbers, or holds integers beyond 32 bits,
+            which JAX would cut.
     """
 
     def convert(leaf: Any) -> Any:
@@ -52,6 +53,14 @@ def as_arrays(batch: Any) -> Any:
             raise ValueError(
                 f"A batch must be a pytree of arrays, got a leaf of type {type(leaf).__name__}."
             )
+        if array.dtype.kind in "iu" and array.size:
+            bounds = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
+            if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
+                raise ValueError(
+                    f"A batch holds integers of {array.dtype} beyond 32 bits, up to {array.max()}, "
+                    "which JAX would cut: convert them to floats or make them smaller, or set "
+                    "`jax_enable_x64`."
+                )
         return array
 
     return jax.tree.map(convert, batch)

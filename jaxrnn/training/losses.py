@@ -15,7 +15,8 @@ import optax
 from flax import nnx
 from jax import Array, lax
 
-from jaxrnn.training.batches import as_batch
+from jaxrnn import layers
+from jaxrnn.training.batches import as_arrays, as_batch
 
 
 def masked_mean(values: Any, lengths: Any = None) -> Array:
@@ -48,11 +49,13 @@ def masked_mean(values: Any, lengths: Any = None) -> Array:
             "`masked_mean` needs values of shape (B, T, ...) and lengths of shape (B,), got "
             f"{values.shape} and {lengths.shape}."
         )
-    steps = jnp.arange(values.shape[1], dtype=lengths.dtype)
-    mask = steps[None, :] < lengths[:, None]
+    mask = _mask(lengths, values.shape[1])
     mask = jnp.broadcast_to(mask.reshape(*mask.shape, *[1] * (values.ndim - 2)), values.shape)
-    count = jnp.maximum(mask.sum(), 1).astype(values.dtype)
-    return jnp.where(mask, values, jnp.zeros_like(values)).sum() / count
+    # Counts and sums of many steps are beyond float16, and beyond the digits of bfloat16.
+    wide = jnp.promote_types(values.dtype, jnp.float32)
+    total = jnp.where(mask, values, jnp.zeros_like(values)).sum(dtype=wide)
+    mean = total / jnp.maximum(mask.sum(), 1).astype(wide)
+    return mean.astype(values.dtype) if jnp.issubdtype(values.dtype, jnp.inexact) else mean
 
 
 def cross_entropy(outputs: Any, batch: Any, smoothing: float = 0.0) -> Array:
@@ -96,7 +99,7 @@ def accuracy(outputs: Any, batch: Any) -> Array:
             step, the fraction is over the steps before each row's length.
 
     Returns:
-        The fraction in [0, 1], a scalar.
+        The fraction in [0, 1], a scalar, in float32 or wider.
 
     Raises:
         ValueError: for labels whose shape does not match the logits, or floating labels.
@@ -108,8 +111,8 @@ def accuracy(outputs: Any, batch: Any) -> Array:
         0.5
     """
     logits, labels, lengths = _classes("accuracy", outputs, batch)
-    right = lax.argmax(logits, logits.ndim - 1, labels.dtype) == labels
-    return masked_mean(right.astype(logits.dtype), lengths)
+    right = lax.argmax(logits, logits.ndim - 1, jnp.int32) == labels
+    return masked_mean(right.astype(jnp.promote_types(logits.dtype, jnp.float32)), lengths)
 
 
 def mean_squared_error(outputs: Any, batch: Any, *, per_step: bool | None = None) -> Array:
@@ -205,7 +208,7 @@ def ctc_loss(outputs: Any, batch: Any, *, blank_id: int = 0) -> Array:
         )
     steps = logits.shape[1]
     lengths = jnp.full(len(logits), steps, jnp.int32) if lengths is None else lengths
-    past = jnp.arange(steps, dtype=lengths.dtype)[None, :] >= lengths[:, None]
+    past = ~_mask(lengths, steps)
     padding = labels < 0
     # optax mixes dtypes and ranks, which JAX's strict settings reject.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -227,12 +230,12 @@ def _read(name: str, outputs: Any, batch: Any) -> tuple[Array, Array, Array | No
             f"as in `lambda outputs, batch: {name}(outputs[0], batch)`."
         )
     if hasattr(batch, "ndim"):
-        return jnp.asarray(outputs), jnp.asarray(batch), None
+        return jnp.asarray(outputs), jnp.asarray(as_arrays(batch)), None
     _, labels, lengths = as_batch(batch)
     if labels is None:
         raise ValueError(f"`{name}` needs a batch with `labels`.")
-    known = None if lengths is None else jnp.asarray(lengths)
-    return jnp.asarray(outputs), jnp.asarray(labels), known
+    known = None if lengths is None else jnp.asarray(as_arrays(lengths))
+    return jnp.asarray(outputs), jnp.asarray(as_arrays(labels)), known
 
 
 def _require_integers(name: str, labels: Array) -> None:
@@ -252,7 +255,22 @@ def _classes(name: str, outputs: Any, batch: Any) -> tuple[Array, Array, Array |
             f"`{name}` needs logits (B, C) and labels (B,), or logits (B, T, C) and labels (B, T), "
             f"got logits of {logits.shape} and labels of {labels.shape}."
         )
-    return logits, labels, lengths if labels.ndim > 1 else None
+    return logits, _clipped(labels, logits.shape[-1]), lengths if labels.ndim > 1 else None
+
+
+def _clipped(labels: Array, classes: int) -> Array:
+    """Labels as int32; those outside of [0, classes) stay there, whatever dtype they came in."""
+    info = jnp.iinfo(labels.dtype)
+    low, high = max(info.min, -1), min(info.max, classes)
+    bounds = [jnp.full_like(labels, bound) for bound in (low, high)]
+    return jnp.clip(labels, *bounds).astype(jnp.int32)
+
+
+def _mask(lengths: Array, steps: int) -> Array:
+    """(B, T): True at the steps before each row's length, in any dtype of the lengths."""
+    if jnp.issubdtype(lengths.dtype, jnp.integer):
+        return layers.step_mask(lengths, steps).T
+    return jnp.arange(steps, dtype=lengths.dtype)[None, :] < lengths[:, None]
 
 
 def _values(
