@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +61,7 @@ def hoist(cell: Cell, weights: Weights, x: Array, carry: Carry) -> tuple[Cell, W
         >>> hoisted.cell
         ((), [Array([0., 1., 2., 3.], dtype=float32)])
     """
-    # `functools.wraps` copies the mark of a pure step to what may be none.
-    if getattr(cell.step, "pure", False) and not hasattr(cell.step, "__wrapped__"):
+    if cells.is_pure(cell):
         return cell, weights
     own, tree = jax.tree.flatten(weights.cell)
     gx = jax.eval_shape(lambda x: cells.project_inputs(weights, x.sum(0), carry[0].dtype), x)
@@ -94,7 +93,10 @@ class TracedStep:
 
     jaxpr: Any
     rows: Size
-    pure: ClassVar[bool] = True
+
+    @property
+    def pure(self) -> "TracedStep":
+        return self
 
     def __call__(self, params: Any, carry: Carry, gx: Array, gh: Array) -> Carry:
         own, consts = params

@@ -30,7 +30,7 @@ def test_every_edit_changes_one_place():
     for pair in pairs.PAIRS.values():
         names = list(mutations.parameters(pair.ours(pairs.SIZES[0])))
         assert set(pair.cancels) <= set(names)
-        for name, edits in mutations.wrong(pair, names, "float64"):
+        for name, edits in mutations.wrong(pair, names, "float64", 8):
             assert name in names
             right = mutations.no_edits(len(names))
             assert sum((a != b).sum() for a, b in zip(edits, right, strict=True)) == 1

@@ -139,13 +139,14 @@ def pure(step: Step) -> Step:
         >>> cells.is_pure(cells.Cell("elman", 1, 1, step, additive=True))
         True
     """
-    step.pure = True  # type: ignore[attr-defined]
+    # The step itself: `functools.wraps` copies the mark to functions that may not be pure.
+    step.pure = step  # type: ignore[attr-defined]
     return step
 
 
 def is_pure(cell: Cell) -> bool:
     """True if the cell's step is marked by `pure`."""
-    return getattr(cell.step, "pure", False)
+    return getattr(cell.step, "pure", None) is cell.step
 
 
 def linear_step(linear: Callable[..., tuple[Array, Array]]) -> Callable[..., Carry]:
