@@ -94,7 +94,7 @@ def test_an_output_and_its_state_go_back_into_a_layer():
     np.testing.assert_allclose(jax.jit(generate)(x, h), wanted, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("transform", [nnx.jit, nnx.remat, lambda f: jax.jit(f.__call__)])
+@pytest.mark.parametrize("transform", [nnx.jit, lambda f: jax.jit(f.__call__)])
 def test_transformed_layers_are_refused(transform):
     a, b = jaxrnn.GRU(4, 4, rngs=rngs()), jaxrnn.LSTM(4, 4, rngs=rngs(1))
     refused(lambda: nnx.Sequential(transform(a), transform(b))(X))

@@ -52,7 +52,7 @@ def masked_mean(values: Any, lengths: Any = None) -> Array:
     mask = _mask(lengths, values.shape[1])
     mask = jnp.broadcast_to(mask.reshape(*mask.shape, *[1] * (values.ndim - 2)), values.shape)
     # Counts and sums of many steps are beyond float16, and beyond the digits of bfloat16.
-    wide = jnp.promote_types(values.dtype, jnp.float32)
+    wide = _wide(values.dtype)
     total = jnp.where(mask, values, jnp.zeros_like(values)).sum(dtype=wide)
     mean = total / jnp.maximum(mask.sum(), 1).astype(wide)
     return mean.astype(values.dtype) if jnp.issubdtype(values.dtype, jnp.inexact) else mean
@@ -112,7 +112,7 @@ def accuracy(outputs: Any, batch: Any) -> Array:
     """
     logits, labels, lengths = _classes("accuracy", outputs, batch)
     right = lax.argmax(logits, logits.ndim - 1, jnp.int32) == labels
-    return masked_mean(right.astype(jnp.promote_types(logits.dtype, jnp.float32)), lengths)
+    return masked_mean(right.astype(_wide(logits.dtype)), lengths)
 
 
 def mean_squared_error(outputs: Any, batch: Any, *, per_step: bool | None = None) -> Array:
@@ -256,6 +256,11 @@ def _classes(name: str, outputs: Any, batch: Any) -> tuple[Array, Array, Array |
             f"got logits of {logits.shape} and labels of {labels.shape}."
         )
     return logits, _clipped(labels, logits.shape[-1]), lengths if labels.ndim > 1 else None
+
+
+def _wide(dtype: Any) -> Any:
+    """The dtype, or float32 if that is wider."""
+    return dtype if dtype == jnp.float64 else jnp.dtype("float32")
 
 
 def _clipped(labels: Array, classes: int) -> Array:
