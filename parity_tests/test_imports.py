@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "interchange": {"files"},
     "testing": {"interchange"},
     "data": set(),
-    "training": {"data", "interchange", "files"},
+    "training": {"data", "interchange", "files", "layers"},
 }
 FOREIGN = {"torch", "matplotlib", "tqdm", "tyro", "sktime", "torch_ref"}
 
