@@ -42,7 +42,7 @@ def refuse_unpacked(call: Callable[P, Result]) -> Callable[P, Result]:
             raise TypeError(
                 f"`{name}` takes its input and `hx`, and all else by name: {error}."
             ) from None
-        if len(args) == 3 and any(place.index > 0 for place in _places()):
+        if len(args) == 3 and any(place.position > 0 for place in _places()):
             raise TypeError(
                 f"`{name}` got both results of the layer before it, unpacked by `nnx.Sequential`, "
                 f"and would start from that layer's state. {_advice(name)}"
@@ -72,7 +72,7 @@ def _advice(name: str) -> str:
 class _Place(NamedTuple):
     """A position in a running `nnx.Sequential`, and the layer after it if there is one."""
 
-    index: int
+    position: int
     following: Any
 
 
@@ -84,8 +84,8 @@ def _places() -> Iterator[_Place]:
         if not _is_library(module) or module.startswith("jaxrnn.models"):
             return
         if frame.f_code is _SEQUENTIAL:
-            index, layers = frame.f_locals["i"], list(frame.f_locals["self"].layers)
-            yield _Place(index, layers[index + 1] if index + 1 < len(layers) else None)
+            position, layers = frame.f_locals["i"], list(frame.f_locals["self"].layers)
+            yield _Place(position, layers[position + 1] if position + 1 < len(layers) else None)
         frame = frame.f_back
 
 
