@@ -175,7 +175,7 @@ def _like(a: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(a.shape, a.dtype)
 
 
-def _saved_shapes(call: ForwardCall, x: Array, carry: Carry) -> Saved:
+def _saved_shapes(call: ForwardCall, x: Any, carry: Any) -> Saved:
     dtype, cell = carry[0].dtype, call.kernel.cell
     (steps, batch, _), hidden = x.shape, carry[0].shape[-1]
     gates = (steps, batch, 4 * hidden) if cell.gates > 1 else (0,)
@@ -319,9 +319,7 @@ def _of_weights(weights: Weights) -> Weights:
     return shared._replace(initial=_at(0, weights.initial))
 
 
-def _forward_rows(
-    call: ForwardCall, weights: Weights, x: Array, carry: Carry, mask: Array | None
-) -> Any:
+def _forward_rows(call: ForwardCall, weights: Weights, x: Any, carry: Any, mask: Any) -> Any:
     saved = _saved_shapes(call, x, carry)
     arguments = (_of_weights(weights), _at(1, x), _at(0, carry), _at(1, mask))
     return arguments, (_at(1, x), _at(0, carry), _at(1, saved))
