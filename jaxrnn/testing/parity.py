@@ -40,11 +40,11 @@ def compare(
     output itself if it is a single scalar. The report covers every output and state, the loss, and
     the gradients of every parameter and every floating input.
 
-    A row beyond its tolerance still agrees if rounding explains it: if the largest element and the
-    2-norm of the error are at most `tolerances.ERROR_RATIO` times the row's floor, which
-    `rounding.floors` measures for that tensor alone. A gradient that cancels, for example of a
-    bias before batch normalisation, has a floor above its own size; its row is marked "cancels",
-    and a wrong factor in it is invisible.
+    A row beyond its tolerance still agrees if rounding explains the error: its largest element and
+    its 2-norm are at most `tolerances.ERROR_RATIO` times the row's floor, which `rounding.floors`
+    measures for that tensor alone. A gradient that cancels, such as that of a bias before batch
+    normalisation, has a floor above its own size. Its row is marked "cancels", and a wrong factor
+    in it goes undetected.
 
     Args:
         torch_module: a `torch.nn.Module`.
