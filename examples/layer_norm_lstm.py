@@ -136,7 +136,7 @@ def main(options: Options) -> None:
     x = np.random.default_rng(options.seed).normal(size=(7, 4, 3))
     report = jaxrnn.testing.assert_parity(theirs, ours, x, dtype="float64")
     print(report.verdict)
-    figure, (axes,) = new_figure(1, "Adding two marked numbers", size=(6.4, 4.4))
+    figure, axes = new_figure(1, "Adding two marked numbers", size=(6.4, 4.4))
     for cell, colour in ((OURS, "tab:blue"), (cells.lstm, "tab:orange")):
         losses, final = train(cell, options)
         print(f"{cell.name}: squared error {final:.5f} on new sequences")

@@ -91,7 +91,7 @@ def train(told: bool, options: Options) -> tuple[list[float], float]:
 
 
 def main(options: Options) -> None:
-    figure, (axes,) = new_figure(1, "Counting within an episode", size=(6.4, 4.4))
+    figure, axes = new_figure(1, "Counting within an episode", size=(6.4, 4.4))
     for told, label, colour in ((True, "with", "tab:blue"), (False, "without", "tab:orange")):
         shares, final = train(told, options)
         print(f"{label} resets: {final:.1%} right on new rollouts")
