@@ -20,10 +20,9 @@ Each cell runs in every strategy, as a module by `jaxrnn.Recurrent(cell, input_s
 """
 
 from jaxrnn.cells import diagonal, exponential, gated, normalised, torch, zoneout
+from jaxrnn.cells.base import Carry as Carry
 from jaxrnn.cells.base import (
-    Carry,
     Cell,
-    Size,
     Weights,
     advance,
     is_pure,
@@ -35,6 +34,7 @@ from jaxrnn.cells.base import (
     spread,
     step,
 )
+from jaxrnn.cells.base import Size as Size
 from jaxrnn.cells.diagonal import *  # noqa: F403
 from jaxrnn.cells.exponential import *  # noqa: F403
 from jaxrnn.cells.gated import *  # noqa: F403
@@ -48,9 +48,7 @@ READY: tuple[str, ...] = tuple(
 
 __all__ = [
     "READY",
-    "Carry",
     "Cell",
-    "Size",
     "Weights",
     "advance",
     "is_pure",

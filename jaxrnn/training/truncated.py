@@ -17,7 +17,15 @@ CarryForward: TypeAlias = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def carry_forward(model: Any, batch: Any, state: Any) -> tuple[Any, Any]:
-    """Calls a model on a batch's inputs from a state: `model(inputs, state)`."""
+    """Calls a model on a batch's inputs from a state: `model(inputs, state)`.
+
+    A batch with lengths is called as `model(inputs, state, lengths=lengths)`.
+
+    Example:
+        >>> from jaxrnn import training
+        >>> training.carry_forward(lambda x, state: (x + state, state + 1), {"inputs": 2}, 3)
+        (5, 4)
+    """
     inputs, _, lengths = as_batch(batch)
     if lengths is None:
         return model(inputs, state)
