@@ -61,6 +61,11 @@ def coupled_lstm(own: Parameters, states: States, gx: Tensor, gh: Tensor) -> Sta
     return o.sigmoid() * c.tanh(), c
 
 
+def janet(own: Parameters, states: States, gx: Tensor, gh: Tensor) -> States:
+    f, g = (gx + gh).chunk(2, -1)
+    return (f.sigmoid() * states[0] + (1 - (f - 1).sigmoid()) * g.tanh(),)
+
+
 def mgu(own: Parameters, states: States, gx: Tensor, gh: Tensor) -> States:
     xf, xn = gx.chunk(2, -1)
     hf, hn = gh.chunk(2, -1)
@@ -136,6 +141,7 @@ CELLS = {
         peephole_lstm, 4, 2, lambda hidden: {f"peephole_{gate}": (hidden,) for gate in "ifo"}
     ),
     "coupled_lstm": Cell(coupled_lstm, 3, 2),
+    "janet": Cell(janet, 2),
     "mgu": Cell(mgu, 2),
     "light_gru": Cell(light_gru, 2),
     "reset_before_gru": Cell(

@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxrnn.cells.base import Carry, Cell, project, pure, spread
 
-__all__ = ["coupled_lstm", "light_gru", "mgu", "peephole_lstm", "reset_before_gru"]
+__all__ = ["coupled_lstm", "janet", "light_gru", "mgu", "peephole_lstm", "reset_before_gru"]
 
 
 def uniform(key: Array, shape: tuple[int, ...], hidden: int, dtype: Any) -> Array:
@@ -54,6 +54,20 @@ coupled_lstm = Cell("coupled_lstm", 3, 2, _coupled_lstm, additive=True, forget=0
 
 The input gate is one minus the forget gate. Source: Greff et al., "LSTM: A Search Space Odyssey",
 2017, there CIFG.
+"""
+
+
+@pure
+def _janet(carry: Carry, gx: Array, gh: Array) -> Carry:
+    f, g = jnp.split(gx + gh, 2, axis=-1)
+    return (jax.nn.sigmoid(f) * carry[0] + (1 - jax.nn.sigmoid(f - 1)) * jnp.tanh(g),)
+
+
+janet = Cell("janet", 2, 1, _janet, additive=True, forget=0)
+"""f, g = gx + gh;  h' = σ(f) h + (1 - σ(f - 1)) tanh(g).
+
+An LSTM with the forget gate alone. Source: van der Westhuizen and Lasenby, "The Unreasonable
+Effectiveness of the Forget Gate", 2018, with their β = 1.
 """
 
 
