@@ -1,0 +1,332 @@
+"""Weights of other libraries: the library's own outputs where it is installed, or its equations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+from jax.experimental import rnn as jax_rnn_api
+
+import jaxrnn
+from jaxrnn import cells
+from jaxrnn.interchange import equinox, flax_cells, haiku, jax_rnn, keras, onnx
+
+I, H, T, B = 3, 4, 5, 2
+X = np.random.default_rng(0).standard_normal((B, T, I))
+
+
+def ours(kind, **options):
+    options = {"batch_first": True, "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)} | options
+    if hasattr(jaxrnn, kind):
+        return getattr(jaxrnn, kind)(I, H, **options)
+    return jaxrnn.Recurrent(getattr(cells, kind), I, H, **options)
+
+
+def loaded(module, state):
+    """The outputs from weights that are given, every one of which has a place."""
+    missing = {k: np.zeros_like(v) for k, v in jaxrnn.state_dict(module).items() if "bias" in k}
+    jaxrnn.load_state_dict(module, missing | state)
+    return module(jnp.asarray(X))[0]
+
+
+def random_like(tree, seed=1):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: 0.5 * rng.standard_normal(a.shape), tree)
+
+
+def same(got, wanted, tolerance=1e-13):
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance)
+
+
+KERAS = {
+    "RNN": ("SimpleRNN", {}),
+    "LSTM": ("LSTM", {}),
+    "GRU": ("GRU", {}),
+    "reset_before_gru": ("GRU", {"reset_after": False}),
+}
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", KERAS)
+def test_keras(kind, bidirectional):
+    pytest.importorskip("keras")
+    import keras as api
+
+    if api.backend.backend() == "tensorflow":
+        pytest.skip("needs KERAS_BACKEND=jax or torch")
+    name, options = KERAS[kind]
+    layer = getattr(api.layers, name)(H, return_sequences=True, dtype="float64", **options)
+    if bidirectional:
+        layer = api.layers.Bidirectional(layer, dtype="float64")
+    layer(X)
+    weights = random_like(layer.get_weights())
+    layer.set_weights(weights)
+    per, state = len(weights) // (1 + bidirectional), {}
+    for k, suffix in enumerate(("_l0", "_l0_reverse")[: 1 + bidirectional]):
+        one = keras.to_torch(kind, weights[k * per : (k + 1) * per], suffix=suffix)
+        state |= one
+        back = keras.from_torch(kind, one, suffix=suffix)
+        same(back, weights[k * per : (k + 1) * per])
+    got = loaded(ours(kind, bidirectional=bidirectional), state)
+    same(got, jnp.asarray(np.asarray(layer(X))), 1e-12)
+
+
+def nnx_outputs(cell):
+    return nnx.RNN(cell)(jnp.asarray(X))
+
+
+@pytest.mark.parametrize("kind", flax_cells.NNX)
+def test_nnx_cells(kind):
+    cell = getattr(nnx, kind)(I, H, param_dtype=jnp.float64, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    params = random_like(nnx.to_pure_dict(nnx.state(cell, nnx.Param)))
+    nnx.update(cell, jax.tree.map(jnp.asarray, params))
+    state = flax_cells.to_torch(kind, params)
+    module = ours({"L": "LSTM", "O": "LSTM", "G": "GRU", "S": "RNN"}[kind[0]])
+    same(loaded(module, state), nnx_outputs(cell))
+    same(flax_cells.from_torch(kind, state), params)
+
+
+@pytest.mark.parametrize("kind", flax_cells.LINEN)
+def test_linen_cells(kind):
+    cls = getattr(linen, kind.removeprefix("linen."))
+    cell = linen.RNN(cls(H, param_dtype=jnp.float64, dtype=jnp.float64))
+    x = jnp.asarray(X)
+    params = random_like(cell.init(jax.random.key(0), x)["params"]["cell"])
+    state = flax_cells.to_torch(kind, params)
+    module = ours({"L": "LSTM", "O": "LSTM", "G": "GRU", "S": "RNN"}[kind[6]])
+    wanted = cell.apply({"params": {"cell": jax.tree.map(jnp.asarray, params)}}, x)
+    same(loaded(module, state), wanted)
+    same(flax_cells.from_torch(kind, state), params)
+
+
+def test_what_flaxs_cells_cannot_represent():
+    state = jaxrnn.state_dict(ours("GRU"))
+    with pytest.raises(ValueError, match="has no b_hn, and this GRU's is not 0"):
+        flax_cells.from_torch("GRUCell", state)
+    with pytest.raises(ValueError, match="MGUCell computes"):
+        flax_cells.to_torch("linen.MGUCell", {})
+    with pytest.raises(ValueError, match="There is no `weight_ih_l1` among weight_ih_l0"):
+        flax_cells.from_torch("SimpleCell", state, suffix="_l1")
+
+
+def test_jax_rnn():
+    sizes = {"input_size": I, "hidden_size": H, "num_layers": 2, "bidirectional": True}
+    count = jax_rnn_api.get_num_params_in_lstm(*sizes.values())
+    flat = np.random.default_rng(0).standard_normal(count)
+    state = jax_rnn.to_torch("LSTM", flat, **sizes)
+    theirs = jax_rnn_api.unpack_lstm_weights(jnp.asarray(flat), *sizes.values())
+    for name, parts in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), theirs, strict=True):
+        for k, suffix in enumerate(("_l0", "_l0_reverse", "_l1", "_l1_reverse")):
+            np.testing.assert_array_equal(state[name + suffix], parts[k])
+    np.testing.assert_array_equal(jax_rnn.from_torch("LSTM", state, **sizes), flat)
+    with pytest.raises(ValueError, match="These sizes need"):
+        jax_rnn.to_torch("LSTM", flat[:-1], **sizes)
+    with pytest.raises(ValueError, match="knows LSTM, not 'GRU'"):
+        jax_rnn.to_torch("GRU", flat, **sizes)
+
+
+# The equations as the libraries' sources and ONNX's specification write them, one step of a row.
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def run(step, states):
+    """A step (x, states) -> states over all rows, the outputs (B, T, H)."""
+    rows = []
+    for row in X:
+        state, outputs = tuple(np.zeros(H) for _ in range(states)), []
+        for x in row:
+            state = step(x, state)
+            outputs.append(state[0])
+        rows.append(outputs)
+    return jnp.asarray(rows)
+
+
+def haiku_lstm(p):
+    def step(x, state):
+        h, c = state
+        i, g, f, o = np.split(np.concatenate([x, h]) @ p["w"] + p["b"], 4)
+        c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
+        return sigmoid(o) * np.tanh(c), c
+
+    return step
+
+
+def haiku_gru(p):
+    def step(x, state):
+        (h,) = state
+        zx, rx, ax = np.split(x @ p["w_i"], 3)
+        wz, wr, wa = np.split(p["w_h"], 3, 1)
+        bz, br, ba = np.split(p["b"], 3)
+        z, r = sigmoid(zx + h @ wz + bz), sigmoid(rx + h @ wr + br)
+        return ((1 - z) * h + z * np.tanh(ax + (r * h) @ wa + ba),)
+
+    return step
+
+
+def haiku_rnn(p):
+    def step(x, state):
+        a, b = p["input_to_hidden"], p["hidden_to_hidden"]
+        return (np.maximum(x @ a["w"] + a["b"] + state[0] @ b["w"] + b["b"], 0),)
+
+    return step
+
+
+def equinox_gru(p):
+    def step(x, state):
+        (h,) = state
+        ir, ii, i_n = np.split(p["weight_ih"] @ x + p["bias"], 3)
+        hr, hi, hn = np.split(p["weight_hh"] @ h, 3)
+        r, inp = sigmoid(ir + hr), sigmoid(ii + hi)
+        new = np.tanh(i_n + r * (hn + p["bias_n"]))
+        return (new + inp * (h - new),)
+
+    return step
+
+
+def equinox_lstm(p):
+    def step(x, state):
+        h, c = state
+        i, f, g, o = np.split(p["weight_ih"] @ x + p["weight_hh"] @ h + p["bias"], 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        return sigmoid(o) * np.tanh(c), c
+
+    return step
+
+
+def onnx_rnn(p):
+    def step(x, state):
+        wb, rb = np.split(p["B"][0], 2)
+        return (np.tanh(p["W"][0] @ x + p["R"][0] @ state[0] + wb + rb),)
+
+    return step
+
+
+def onnx_lstm(p):
+    def step(x, state):
+        h, c = state
+        wb, rb = np.split(p["B"][0], 2)
+        pi, po, pf = np.split(p["P"][0], 3) if "P" in p else (np.zeros(H),) * 3
+        i, o, f, g = np.split(p["W"][0] @ x + p["R"][0] @ h + wb + rb, 4)
+        i, f = sigmoid(i + pi * c), sigmoid(f + pf * c)
+        c = f * c + i * np.tanh(g)
+        return sigmoid(o + po * c) * np.tanh(c), c
+
+    return step
+
+
+def onnx_gru(before):
+    def make(p):
+        def step(x, state):
+            (h,) = state
+            (wz, wr, wh), (rz, rr, rh) = (np.split(p[k][0], 3) for k in "WR")
+            wbz, wbr, wbh, rbz, rbr, rbh = np.split(p["B"][0], 6)
+            z = sigmoid(wz @ x + rz @ h + wbz + rbz)
+            r = sigmoid(wr @ x + rr @ h + wbr + rbr)
+            inner = r * (rh @ h + rbh) if before else rh @ (r * h) + rbh
+            return ((1 - z) * np.tanh(wh @ x + inner + wbh) + z * h,)
+
+        return step
+
+    return make
+
+
+def shaped(**shapes):
+    return random_like({k: np.zeros(s) for k, s in shapes.items()})
+
+
+def linear(inputs):
+    return {"w": np.zeros((inputs, H)), "b": np.zeros(H)}
+
+
+EQUATIONS = {
+    "haiku LSTM": (haiku, "LSTM", "LSTM", haiku_lstm, shaped(w=(I + H, 4 * H), b=(4 * H,))),
+    "haiku GRU": (
+        haiku,
+        "GRU",
+        "reset_before_gru",
+        haiku_gru,
+        shaped(w_i=(I, 3 * H), w_h=(H, 3 * H), b=(3 * H,)),
+    ),
+    "haiku VanillaRNN": (
+        haiku,
+        "VanillaRNN",
+        "rnn_relu",
+        haiku_rnn,
+        random_like({"input_to_hidden": linear(I), "hidden_to_hidden": linear(H)}),
+    ),
+    "equinox LSTMCell": (
+        equinox,
+        "LSTMCell",
+        "LSTM",
+        equinox_lstm,
+        shaped(weight_ih=(4 * H, I), weight_hh=(4 * H, H), bias=(4 * H,)),
+    ),
+    "equinox GRUCell": (
+        equinox,
+        "GRUCell",
+        "GRU",
+        equinox_gru,
+        shaped(weight_ih=(3 * H, I), weight_hh=(3 * H, H), bias=(3 * H,), bias_n=(H,)),
+    ),
+    "onnx RNN": (onnx, "RNN", "RNN", onnx_rnn, shaped(W=(1, H, I), R=(1, H, H), B=(1, 2 * H))),
+    "onnx LSTM": (
+        onnx,
+        "LSTM",
+        "LSTM",
+        onnx_lstm,
+        shaped(W=(1, 4 * H, I), R=(1, 4 * H, H), B=(1, 8 * H)),
+    ),
+    "onnx LSTM with peepholes": (
+        onnx,
+        "peephole_lstm",
+        "peephole_lstm",
+        onnx_lstm,
+        shaped(W=(1, 4 * H, I), R=(1, 4 * H, H), B=(1, 8 * H), P=(1, 3 * H)),
+    ),
+    "onnx GRU": (
+        onnx,
+        "GRU",
+        "GRU",
+        onnx_gru(True),
+        shaped(W=(1, 3 * H, I), R=(1, 3 * H, H), B=(1, 6 * H)),
+    ),
+    "onnx GRU, linear_before_reset=0": (
+        onnx,
+        "reset_before_gru",
+        "reset_before_gru",
+        onnx_gru(False),
+        shaped(W=(1, 3 * H, I), R=(1, 3 * H, H), B=(1, 6 * H)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EQUATIONS)
+def test_the_equations_of(case):
+    library, kind, name, equations, params = EQUATIONS[case]
+    state = library.to_torch(kind, params)
+    module = ours(name)
+    states = module.cell.states
+    wanted = run(equations(params), states)
+    same(loaded(module, state), wanted)
+    # And back: the same function, if not the same split of two biases that are added.
+    back = library.from_torch(kind, state)
+    same(run(equations(back), states), wanted)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize("library", [keras, flax_cells, equinox, haiku, onnx])
+def test_an_unknown_kind_is_told(library):
+    with pytest.raises(ValueError, match="not 'Transformer'"):
+        library.to_torch("Transformer", {})
+    with pytest.raises(ValueError, match="not 'Transformer'"):
+        library.from_torch("Transformer", {})
+
+
+def test_a_keras_gru_with_one_bias_is_told_which_kind_it_is():
+    with pytest.raises(ValueError, match='its kind is "reset_before_gru"'):
+        keras.to_torch("GRU", [np.zeros((I, 3 * H)), np.zeros((H, 3 * H)), np.zeros(3 * H)])
