@@ -34,6 +34,6 @@ def test_recurrent_memory(tmp_path):
 def test_layer_norm_lstm(tmp_path):
     small = ["--updates", 20, "--rows", 8, "--steps", 8, "--hidden-size", 8]
     output = finished("layer_norm_lstm", *small, "--out", tmp_path)
-    assert output.startswith("agree: all 10 rows within tolerance")
+    assert output.startswith("agree: all 11 rows within tolerance")
     assert all(numbers(output, f"{k}: squared")[0] > 0 for k in ("layer_norm_lstm", "lstm"))
     assert_png(tmp_path / "layer_norm_lstm.png")
