@@ -3,7 +3,7 @@
     cells         one step: pointwise cells, and the weights around them
     closures      arrays that a cell closes over, turned into parameters
     derivative    one derivative rule for every strategy
-    strategies    one cell over time: Reference, Scan, Native, Checkpoint, Shooting
+    strategies    one cell over time, in one direction
     native        the CPU kernel of Native, in C++
     sharding      the types of arrays that several devices share
     layers        directions, lengths and stacked layers: plain functions on plain pytrees

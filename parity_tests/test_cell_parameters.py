@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+import contract
 import jaxrnn
 from jaxrnn import cells, layers, strategies
 from jaxrnn.cells import Cell, Weights
@@ -17,11 +18,7 @@ from jaxrnn.cells import Cell, Weights
 T, B, I, H = 6, 2, 3, 4
 STRATEGIES = {
     "default": None,
-    "Reference": strategies.Reference(),
-    "Scan": strategies.Scan(),
-    "Checkpoint": strategies.Checkpoint(4),
-    "Shooting": strategies.Shooting(chunks=3, max_sweeps=3, burn_in=1),
-    "Shooting(Checkpoint)": strategies.Shooting(2, strategies.Checkpoint(2), max_sweeps=2),
+    **{n: s for n, s in contract.STRATEGIES.items() if "Native" not in n and "unroll" not in n},
 }
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
+from contract import STRATEGIES
 from jaxrnn import cells, native, strategies
 from jaxrnn.cells import Weights
 
@@ -248,6 +249,11 @@ def _sum(cell, weights, x, carry):
     return strategies.Native()(cell, weights, x, carry)[0].sum()
 
 
+# As text, for programs in processes of their own.
+EACH = ", ".join(
+    repr(s) for name, s in STRATEGIES.items() if name != "Reference" and not {"(", ","} & {*name}
+)
+
 DEVICES = """
 from functools import partial
 import jax, jax.numpy as jnp, numpy as np
@@ -255,6 +261,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 import jaxrnn
 from jaxrnn import cells, strategies
+from jaxrnn.strategies import *
 mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
 rng = np.random.default_rng(0)
 draw = lambda *s: jnp.asarray(rng.standard_normal(s), jnp.float32)
@@ -287,8 +294,7 @@ graph, state = nnx.split(jaxrnn.GRU(3, 4, bidirectional=True, rngs=nnx.Rngs(0)))
 axes = {kind: jax.make_mesh((2,), ("b",), axis_types=(kind,)) for kind in jax.sharding.AxisType}
 by_rows = (PartitionSpec(), PartitionSpec(None, "b"), PartitionSpec("b"))
 args = x, carry[0]
-for strategy in (strategies.Scan(), strategies.Native(), strategies.Shooting(2),
-                 strategies.Checkpoint(2)):
+for strategy in (EACH):
     for run, first in ((loss, weights), (of_module, state)):
         gradients = jax.grad(partial(run, strategy), argnums=(0, 1))
         wanted = jax.tree.leaves(jax.jit(gradients)(first, *args))
@@ -316,10 +322,11 @@ def test_without_jit():
 # In a separate process, because this one checks the dtypes in annotations.
 NUMBERS = """
 import jax.numpy as jnp, numpy as np
-from jaxrnn import cells, strategies
+from jaxrnn import cells
+from jaxrnn.strategies import *
 weights = cells.Weights(jnp.ones((12, 3)), jnp.ones((12, 4)))
 mask = jnp.array([[1, 1], [1, 0], [1, 0], [0, 0]])
-for s in (strategies.Native(), strategies.Shooting(2), strategies.Checkpoint(2)):
+for s in (EACH):
     run = lambda mask: s(cells.gru, weights, jnp.ones((4, 2, 3)), (jnp.zeros((2, 4)),), mask)[0]
     for dtype in (jnp.int32, jnp.float32):
         np.testing.assert_array_equal(run(mask.astype(dtype)), run(mask.astype(bool)))
@@ -327,13 +334,16 @@ for s in (strategies.Native(), strategies.Shooting(2), strategies.Checkpoint(2))
 
 
 def test_a_mask_of_numbers_is_converted_to_booleans():
-    subprocess.run([sys.executable, "-c", NUMBERS], check=True)
+    subprocess.run([sys.executable, "-c", NUMBERS.replace("EACH", EACH)], check=True)
 
 
 def test_on_several_devices():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     got = subprocess.run(
-        [sys.executable, "-c", DEVICES], env={**os.environ, **flags}, capture_output=True, text=True
+        [sys.executable, "-c", DEVICES.replace("EACH", EACH)],
+        env={**os.environ, **flags},
+        capture_output=True,
+        text=True,
     )
     assert got.returncode == 0, got.stderr
     assert got.stdout == "devices 2\n"

@@ -1,6 +1,5 @@
-"""The contract of strategies, each against the plain one: a new strategy is one line here."""
+"""The contract of strategies, each against the plain one."""
 
-import dataclasses
 import functools
 import itertools
 import subprocess
@@ -14,55 +13,18 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxrnn import cells, native, strategies
-from jaxrnn.cells import Weights
-
-BUILDS = native.load()
-needs_kernel = pytest.mark.skipif(
-    not BUILDS, reason="jaxrnn was installed without a C++ compiler: there is no CPU kernel"
+from contract import (
+    BUILDS,
+    CELLS,
+    STRATEGIES,
+    Flipped,
+    each,
+    marks,
+    runs_the_kernel,
+    skip_if_refused,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Flipped:
-    """A strategy that runs from the last step to the first, on flipped sequences."""
-
-    inner: strategies.Strategy
-
-    def __call__(self, cell, weights, x, carry, mask=None, *, precision=None):
-        mask = None if mask is None else mask[::-1]
-        options = {"precision": precision, "reverse": True}
-        ys, last = self.inner(cell, weights, x[::-1], carry, mask, **options)
-        return ys[::-1], last
-
-
-STRATEGIES = {
-    "Reference": strategies.Reference(),
-    "Scan": strategies.Scan(),
-    "Scan(unroll=3)": strategies.Scan(unroll=3),
-    "Native": strategies.Native(),
-    "Native, reversed": Flipped(strategies.Native()),
-    "Checkpoint": strategies.Checkpoint(steps=4),
-    # With as many sweeps as chunks, so that no answer is the sequential one.
-    "Shooting": strategies.Shooting(4, strategies.Scan(), burn_in=1, max_sweeps=4),
-    "Shooting(Native)": strategies.Shooting(4, strategies.Native(), burn_in=1, max_sweeps=4),
-}
-
-
-def _leaky(carry, gx, gh):
-    """A cell of a user's own: two states, and a carry that the output does not show."""
-    h, slow = carry
-    slow = 0.9 * slow + 0.1 * jnp.tanh(gx)
-    return jnp.tanh(gh) * slow + 0.5 * h, slow
-
-
-CELLS = {
-    "rnn_tanh": cells.rnn_tanh,
-    "rnn_relu": cells.rnn_relu,
-    "gru": cells.gru,
-    "lstm": cells.lstm,
-    "user": cells.Cell("user", 1, 2, _leaky),
-}
+from jaxrnn import cells, strategies
+from jaxrnn.cells import Weights
 
 T, B, I, H, P = 6, 3, 4, 5, 2
 _LENGTHS = np.arange(T)[:, None] < np.array([T, 2, 0])[None]
@@ -75,15 +37,6 @@ MASKS = {
 RESETS = jnp.asarray(np.random.default_rng(4).integers(0, 3, (T, B)), jnp.uint8)
 
 every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS.keys())
-
-
-def marks(name):
-    return [needs_kernel] if "Native" in name else []
-
-
-def each(names):
-    cases = [pytest.param(STRATEGIES[name], id=name, marks=marks(name)) for name in names]
-    return pytest.mark.parametrize("strategy", cases)
 
 
 every_strategy = each(STRATEGIES)
@@ -99,16 +52,6 @@ fast_by_cell = pytest.mark.parametrize(
         if "Shooting" not in name or cell in (cells.gru, cells.lstm)
     ],
 )
-
-
-def runs_the_kernel(strategy):
-    return isinstance(getattr(strategy, "inner", strategy), strategies.Native)
-
-
-def skip_if_refused(strategy, cell, projected=False):
-    """What Native does not run it refuses, in a test of its own."""
-    if runs_the_kernel(strategy) and (cell is CELLS["user"] or projected):
-        pytest.skip("Native runs PyTorch's cells, without projections")
 
 
 def arguments(cell, *, bias=True, projected=False, steps=T, batch=B, dtype=np.float64, seed=0):
@@ -259,7 +202,7 @@ def test_second_derivatives_with_resets_are_the_references():
 
 
 @pytest.mark.parametrize("cell", [cells.gru, cells.lstm], ids=lambda cell: cell.name)
-@each(["Reference", "Scan", "Checkpoint", "Shooting"])
+@each(name for name in STRATEGIES if "(" not in name and "Native" not in name)
 def test_reverse_is_a_flip_of_inputs_and_outputs(strategy, cell):
     call, wanted = expected(cell.name)
     got = jax.jit(partial(everything, Flipped(strategy), cell))(*call, MASKS["lengths"])
@@ -355,7 +298,7 @@ def test_empty_and_smallest_shapes(strategy, steps, batch):
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@each(["Reference", "Scan", "Checkpoint"])
+@each(name for name in STRATEGIES if "(" not in name and "Native" not in name)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_products_keep_wide_carries(strategy, dtype):
     weights, x, carry = arguments(cells.lstm, dtype=np.float32)
@@ -369,40 +312,16 @@ def test_low_precision_products_keep_wide_carries(strategy, dtype):
         np.testing.assert_allclose(got, w, atol=2e-2)
 
 
-def test_checkpoint_keeps_less_of_a_long_sequence():
-    weights, _, carry = arguments(cells.lstm)
-    x = jnp.zeros((4000, B, I))
-
-    def bytes_of(strategy):
-        loss = lambda weights: (strategy(cells.lstm, weights, x, carry)[0] ** 2).sum()  # noqa: E731
-        compiled = jax.jit(jax.grad(loss)).lower(weights).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    scan = strategies.Scan()
-    outputs = x.shape[0] * B * H * x.dtype.itemsize
-    # The difference: on a GPU the products' library adds a workspace to both.
-    assert bytes_of(strategies.Checkpoint(64, scan)) + 2 * outputs < bytes_of(scan)
-
-
-def test_what_checkpoint_and_scan_refuse():
-    for make, wrong, error in [
-        (strategies.Checkpoint, 0, "needs steps >= 1, got 0"),
-        (strategies.Scan, 0, "needs unroll >= 1, got 0"),
-    ]:
-        with pytest.raises(ValueError, match=error):
-            make(wrong)
-    (t,) = jax.export.symbolic_shape("t")
-    weights, _, carry = arguments(cells.lstm)
-    run = jax.jit(lambda x: strategies.Checkpoint(4)(cells.lstm, weights, x, carry)[0])
-    with pytest.raises(ValueError, match="needs a number of steps that is known, got t"):
-        jax.export.export(run)(jax.ShapeDtypeStruct((t, B, I), jnp.float64))
+def test_what_scan_refuses():
+    with pytest.raises(ValueError, match="needs unroll >= 1, got 0"):
+        strategies.Scan(0)
 
 
 # In a process of its own: in this one the types in annotations are checked before the strategies'.
 WRONG_TYPES = """
 import jaxrnn
 from flax import nnx
-from jaxrnn.strategies import Checkpoint, Scan, Shooting
+from jaxrnn.strategies import Scan, Shooting
 for make, told in [
     (lambda: Shooting("4"), "an int, got '4'"),
     (lambda: Shooting(Scan()), "an int, got Scan(unroll=None)"),
@@ -412,8 +331,6 @@ for make, told in [
     (lambda: Shooting(tolerance="x"), "a number, got 'x'"),
     (lambda: Shooting(inner="scan"), "a strategy, such as strategies.Scan(), or None, got 'scan'"),
     (lambda: Shooting(inner=Scan), "a strategy, "),
-    (lambda: Checkpoint(2.5), "an int, got 2.5"),
-    (lambda: Checkpoint(4, Scan), "a strategy, "),
     (lambda: Scan(True), "an int, got True"),
     (lambda: jaxrnn.LSTM(1, 2, strategy="scan", rngs=nnx.Rngs(0)), "a strategy, "),
     (lambda: jaxrnn.GRU(1, 2, strategy=Scan, rngs=nnx.Rngs(0)), "a strategy, "),
