@@ -1,7 +1,7 @@
 # Each target sets up what it needs, in stages that share .venv: `make demo` and `make test` work as
 # the first command, and a target installs no more than its own stage.
 PYTHON ?= python3
-PYTHON313 ?= python3.13
+PYTHON313 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python) python3.13)
 VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
@@ -25,7 +25,7 @@ test-fast: $(VENV)/test
 # The newest releases of every dependency on the newest Python, without PyTorch. TESTS= runs everything.
 TESTS ?= -m core
 test-newest: $(NEWEST)/test
-	$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal --without torch $(TESTS)
+	$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal --without=torch $(TESTS) parity_tests
 
 # On a machine with an NVIDIA GPU; an outcome a line in gpu-tests.txt. Products in full float32, and no
 # trying out of algorithms: the tests compile thousands of small programs.
@@ -96,10 +96,11 @@ check-aarch64: $(VENV)/package
 	  && qemu-aarch64 build/aarch64/cpu/jaxrnn_check $(CASES)
 
 # An sdist and a wheel in dist/, checked, installed into an empty environment and trained with.
+# auditwheel takes the first patchelf on the path; the system's may be too old.
 wheel: $(VENV)/publish
 	rm -rf dist build/wheel build/wheel-venv
 	$(BIN)/python -m build --outdir build/wheel
-	$(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 	cp build/wheel/*.tar.gz dist/
 	$(BIN)/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/wheel-venv
