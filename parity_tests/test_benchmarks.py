@@ -130,3 +130,35 @@ def test_a_swapped_gate_disagrees(monkeypatch):
     assert cases.worst_error(case, right, swapped) > 100
     nothing = {"weight_hh_l0": np.full_like(right["weight_hh_l0"], np.nan)}
     assert cases.worst_error(case, right, nothing) == np.inf
+
+
+def test_the_figures_means(monkeypatch):
+    """Over a GPU's dense points of 128 units or more, and over the CPU's committed ones."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_report
+    import report
+    import speedup
+    import summary
+
+    times = {128: ("native", 1.0, "cudnn", 4.0), 512: ("native", 2.0, "cudnn", 2.0)}
+    times[64] = ("native", 1.0, "cudnn", 100.0)
+    rows = []
+    for hidden, (ours, us, theirs, other) in times.items():
+        point = dict(zip(gpu_report.KEYS, ("lstm", "float32", 16, hidden), strict=False))
+        point |= {
+            "lengths": "dense",
+            "mode": "training",
+            "layers": 1,
+            "directions": 1,
+            "steps": 512,
+        }
+        rows += [{**point, "peer": ours, "us": us}, {**point, "peer": theirs, "us": other}]
+    gpu = speedup.gpu_means({"rows": rows})
+    assert gpu["cuDNN"] == [None, pytest.approx(2.0)]
+    assert gpu["Flax (nnx.RNN)"] == [None, None]
+
+    results, _ = summary.newest("cpu")
+    cpu = speedup.cpu_means(results, "training")
+    table = report.summary_table(results)
+    assert f"| LSTM, dense | 20 | 1.54 | {cpu['PyTorch'][2]:.2f} |" in table
+    assert speedup.title(cpu, gpu).endswith("on a GPU 2.0 to 2.0 times as fast as cuDNN")

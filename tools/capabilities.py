@@ -1,36 +1,36 @@
-"""Print the table of what each strategy runs, from the strategies' own `capabilities`."""
+"""Print the table of the strategies: what each is, and what it runs on a CPU.
+
+From the first line of its docstring and from its `capabilities`.
+"""
+
+import dataclasses
+import inspect
 
 from jaxrnn import strategies
-from jaxrnn.strategies import (
-    AssociativeScan,
-    Capabilities,
-    Checkpoint,
-    Native,
-    Reference,
-    Scan,
-    Shooting,
-)
-
-NAMED: list[tuple[str, strategies.Strategy]] = [
-    ("Native()", Native()),
-    ("Scan()", Scan()),
-    ("Checkpoint(steps)", Checkpoint(steps=1)),
-    ("Shooting()", Shooting()),
-    ("AssociativeScan()", AssociativeScan()),
-    ("Reference()", Reference()),
-]
+from jaxrnn.strategies import Strategy
 
 
-def row(name: str, has: Capabilities) -> str:
+def made(kind: type) -> Strategy:
+    """A strategy with its defaults, and 1 for each option that has none."""
+    missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    return kind(**dict.fromkeys(missing, 1))
+
+
+def row(kind: type) -> str:
+    has = made(kind).capabilities
+    about = (inspect.getdoc(kind) or "").splitlines()[0].rstrip(".")
     cells = "every cell" if has.cells is None else ", ".join(f"`{c.name}`" for c in has.cells)
     cells = "cells with `Cell.linear`" if has.linear else cells
     dtypes = "every float" if has.dtypes is None else ", ".join(has.dtypes)
-    return f"| `{name}` | {cells} | {'yes' if has.projections else 'no'} | {dtypes} |"
+    projections = "yes" if has.projections else "no"
+    return f"| `{kind.__name__}` | {about} | {cells} | {projections} | {dtypes} |\n"
 
 
 def table() -> str:
-    head = "| on a CPU | cells | `proj_size` | dtypes |\n|---|---|---|---|\n"
-    return head + "".join(f"{row(name, s.capabilities)}\n" for name, s in NAMED)
+    public = [getattr(strategies, name) for name in strategies.__all__]
+    kinds = [value for value in public if dataclasses.is_dataclass(value)]
+    head = "| strategy | | cells | `proj_size` | dtypes |\n|---|---|---|---|---|\n"
+    return head + "".join(map(row, kinds))
 
 
 if __name__ == "__main__":
