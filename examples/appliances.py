@@ -1,20 +1,20 @@
-"""Which appliance was switched on? A bidirectional GRU or LSTM on traces of what it draws.
+"""A bidirectional GRU or LSTM that names an appliance from the current it draws.
 
     python examples/appliances.py
 
-The 1,074 traces of PLAID have 100 to 1,344 steps, so most of a batch padded to one length would be
-padding: minibatches are bucketed by length. A step of the network is a frame of ten samples, over
-the trace's own level and compressed, because the levels lie eight powers of ten apart; the level
-stands beside them. In training the frames begin at another sample in each epoch. A fifth of
-the training traces is kept back; training ends when they are no longer better told apart, and the
-best weights count. The test traces are scored once for each seed, at the end.
+The 1,074 traces of PLAID have 100 to 1,344 steps. Padded to one length, a batch would consist
+mostly of padding, so minibatches are bucketed by length. One step of the network is a frame of ten
+samples, divided by the trace's own level and compressed, because levels differ by eight powers of
+ten; the level is one more feature. In training the frames begin at another sample in each epoch. A
+fifth of the training traces is held out for validation: training stops when their loss no longer
+falls, and the best weights are used. The test traces are scored once for each seed, at the end.
 
-How the settings were chosen: on the traces kept back of the first two seeds. Scaling each trace by
-its own median took most errors away. Frames of 5 or 20 samples, another compression of the peaks,
-noise and less dropout hardly mattered.
+The settings were chosen by the validation traces of the first two seeds. Dividing each trace by its
+own median removed most errors. Frames of 5 or 20 samples, another compression of the peaks, noise
+and less dropout made little difference.
 
-A run is kept in a folder for each seed: metrics line by line, and checkpoints. Killed, and begun
-again with --resume, it ends with the same weights, bit for bit.
+Each seed has a folder with its metrics and checkpoints. A run that is killed and restarted with
+--resume ends with the same weights, bit for bit.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ import jaxrnn
 from datasets.plaid import APPLIANCES, Task, Traces, labels, nearest_neighbour
 from jaxrnn import training
 from support.options import launch, require, require_counts, require_module, require_rate, tqdm
-from support.output import make_folder, new_figure, save_figure
+from support.output import make_folder, new_figure, print_written, save_figure
 from support.runs import METRICS, RESUMED, begin, fit
 
 CELLS = {"GRU": jaxrnn.GRU, "LSTM": jaxrnn.LSTM}
 WEIGHT_DECAY = 0.01
 MAX_NORM = 1.0
-NEIGHBOUR_STEPS = 500  # what the nearest neighbour's traces are stretched to
-SAVE_EPOCHS = 5  # from one checkpoint to the next
+NEIGHBOUR_STEPS = 500  # the length of the nearest neighbour's traces
+SAVE_EPOCHS = 5  # between checkpoints
 # From the archive's own table of its data sets, which has errors: accuracies are 1 less them.
 PUBLISHED = (
     "Published, on the same split: 1-NN with DTW 83.4% (learnt window), 83.6% (no window),\n"
@@ -50,12 +50,12 @@ PUBLISHED = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Trains an appliance classifier on the PLAID traces, and compares it with a neighbour."""
+    """Train an appliance classifier on the PLAID traces; compare it with a nearest neighbour."""
 
     cell: Literal["GRU", "LSTM"] = "GRU"
-    """What the network is made of."""
+    """The recurrent layer."""
     seeds: int = 5
-    """How many times to train, each with its own weights, validation split and batches."""
+    """Trainings, each with its own weights, validation split and batches."""
     epochs: int = 80
     """Passes over the training traces, at most."""
     patience: int = 20
@@ -67,7 +67,7 @@ class Options:
     layers: int = 1
     """Stacked layers."""
     dropout: float = 0.3
-    """Share of the averaged outputs that is dropped out in training."""
+    """Dropout rate of the averaged outputs."""
     batch_size: int = 32
     """Traces in a batch."""
     buckets: int = 4
@@ -75,14 +75,14 @@ class Options:
     learning_rate: float = 5e-3
     """Of AdamW at the start; it falls to 0 along a cosine."""
     validation: float = 0.2
-    """Share of the training traces to keep back, to stop by."""
+    """Share of the training traces that is held out to decide when to stop."""
     resume: bool = False
-    """Go on where a killed run with the same options stood. Without it a new run replaces it."""
+    """Continue a killed run with the same options. Without it a new run replaces the old one."""
     out: Path = Path("runs/appliances")
     """Folder for metrics, checkpoints and the figure."""
 
     def check(self) -> None:
-        """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
+        """Raise ValueError for options that cannot run. Make the folder."""
         require_counts(self, "seeds", "epochs", "patience", "hidden_size", "layers")
         require_counts(self, "batch_size", "buckets")
         require(self, 1 <= self.frame <= 50, "frame", "between 1 and 50")
@@ -121,7 +121,7 @@ class Result:
 
     history: training.History
     appliances: np.ndarray  # of the test traces, in the order of their batches
-    told: np.ndarray  # the network's answers
+    told: np.ndarray  # the network's predictions
     seconds: float
 
     @property
@@ -131,7 +131,7 @@ class Result:
 
     @property
     def validation(self) -> float:
-        """The accuracy on the traces kept back, with the best weights."""
+        """The accuracy on the validation traces, with the best weights."""
         return float(self.history["validation_accuracy"][self.history.best])
 
 
@@ -159,13 +159,12 @@ def main(options: Options) -> None:
     print_comparison(options, results, float(neighbour.mean()), len(tests))
     path = options.out / "confusion.png"
     draw(path, options, results)
-    print("\nWritten")
-    print(f"  {folder / 'seed0' / METRICS}, and one for each other seed\n  {path}")
+    print_written(*(folder / f"seed{seed}" / METRICS for seed in range(options.seeds)), path)
 
 
 def train(options: Options, tasks: Sequence[Task], tests: Traces, folder: Path) -> list[Result]:
     steps = options.epochs * len(tasks[0].epoch(0, options.batch_size))
-    # One for all seeds: a new one would be compiled anew.
+    # One for all seeds, as a new one would compile anew.
     tx = optax.chain(
         training.clip_grad_norm(MAX_NORM),
         optax.adamw(
@@ -258,9 +257,9 @@ def draw(path: Path, options: Options, results: Sequence[Result]) -> None:
         np.add.at(counts, (result.appliances, result.told), 1)
     sizes = counts.sum(axis=1) / len(results)
     shares = 100 * counts / counts.sum(axis=1, keepdims=True)
-    figure, axis = new_figure(
-        1, f"PLAID: {options.cell}, test traces, {len(results)} seeds together", size=(8.6, 7.4)
-    )
+    accuracy = np.mean([result.accuracy for result in results])
+    title = f"A {options.cell} names the appliance of {accuracy:.0%} of PLAID's test traces"
+    figure, axis = new_figure(1, f"{title} (mean of {len(results)} seeds)", size=(8.6, 7.4))
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     for row, column in np.argwhere(shares >= 0.5):
         share = shares[row, column]
@@ -270,7 +269,7 @@ def draw(path: Path, options: Options, results: Sequence[Result]) -> None:
     names = [f"{name} ({size:.0f})" for name, size in zip(APPLIANCES, sizes, strict=True)]
     axis.set_yticks(places, names)
     axis.set_xticks(places, APPLIANCES, rotation=45, ha="right", rotation_mode="anchor")
-    axis.set(ylabel="appliance (test traces)", xlabel="told by the network")
+    axis.set(ylabel="appliance (test traces)", xlabel="prediction")
     figure.colorbar(image, ax=axis, label="share of the appliance's traces (%)")
     save_figure(figure, path)
 

@@ -25,7 +25,7 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import training
 from support.options import launch, require_counts, require_rate
-from support.output import make_folder, new_figure, save_figure
+from support.output import make_folder, new_figure, print_written, save_figure
 
 
 @dataclasses.dataclass
@@ -168,7 +168,7 @@ def main(options: Options) -> None:
     axes.set(xlabel="segments", ylabel="bits per character", ylim=(0, None))
     axes.legend()
     save_figure(figure, options.out / "char_lm.png")
-    print(f"Written\n  {options.out / 'char_lm.png'}")
+    print_written(options.out / "char_lm.png")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""RNN, LSTM and GRU compared: sizes, gradients through time, and what each can remember.
+"""Compare RNN, LSTM and GRU: sizes, gradients through time, and memory after training.
 
     python examples/compare_cells.py
 
-The notebook's comparison in both frameworks from the same weights, then what it talks about and
-does not show. Its gradient cell builds models for 32 inputs and feeds them 1, and so raises as
-written; here they are built for 1. How far back does the gradient of the loss reach? And after
-training, how long can the first input be remembered? That is also asked of gates that are open
-at first (`support/memory.py`), because PyTorch's initial biases near 0 close them half: a state
-shrinks by about a third to a half with every step. The notebook's rules of thumb are then held
-against the answers.
+First the notebook's comparison, in both frameworks from the same weights. Its gradient cell builds
+models for 32 inputs and feeds them 1, which raises an error; here they are built for 1. Then two
+questions that the notebook discusses without measuring. How far back does the gradient of the loss
+reach? How long is the first input remembered after training? Both are also measured with gates that
+are open at first (`support/memory.py`): PyTorch's initial biases are near 0, so gates are half
+closed, and a state shrinks by a third to a half in each step. Last, the notebook's rules of thumb
+are compared with the results.
 
-All cells get the same data, the same number of steps and the same learning rate; more of any may
-move the limits. The numbers are those of this task and these sizes.
+All cells get the same data, number of steps and learning rate. The results hold for this task and
+these sizes; more steps may change them.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from jaxrnn.models import RNNComparison
 from support import memory
 from support.memory import VARIANTS, Results, Variant
 from support.options import launch, require, require_counts, require_rate, require_torch, tqdm
-from support.output import make_folder, new_figure, save_figure, write_whole
+from support.output import make_folder, new_figure, print_written, save_figure, write_whole
 from support.runs import begin
 
 CELLS = ("RNN", "LSTM", "GRU")
@@ -43,14 +43,14 @@ STEPS = 50  # of the notebook's memory task
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Compares RNN, LSTM and GRU: sizes, gradients, and what they remember after training."""
+    """Compare RNN, LSTM and GRU: sizes, gradients, and memory after training."""
 
     seeds: int = 4
-    """How many models of each kind to train, all at once."""
+    """Models of each kind, trained together. A verdict takes 4 or more."""
     lengths: tuple[int, ...] = (10, 20, 50, 100, 200)
-    """Steps of the sequences whose first input is to be remembered."""
+    """Lengths of the sequences whose first input is to be remembered."""
     steps: int = 400
-    """Of training, at most."""
+    """Of training, at most. A verdict takes 400 or more."""
     batch_size: int = 32
     """New sequences for each model in each step."""
     hidden_size: int = 32
@@ -58,13 +58,12 @@ class Options:
     learning_rate: float = 1e-2
     """Of Adam."""
     resume: bool = False
-    """Go on where a killed command with the same options stood: what is trained stays trained.
-    Without it a new run replaces it."""
+    """Continue a killed run with the same options. Without it a new run replaces the old one."""
     out: Path = Path("runs/compare_cells")
     """Folder for the figure and the results."""
 
     def check(self) -> None:
-        """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
+        """Raise ValueError for options that cannot run. Make the folder."""
         require_counts(self, "seeds", "steps", "batch_size", "hidden_size")
         rising = sorted({1, *self.lengths}) == [1, *self.lengths]
         rising = rising and len(self.lengths) > 0
@@ -77,28 +76,23 @@ class Options:
 def main(options: Options) -> None:
     import torch
 
-    folder = begin(options, "compare_cells")  # first, because it may refuse
-    # The products are too small to share, and threads that wait for each other on a busy machine
-    # take a hundred times as long.
+    folder = begin(options, "compare_cells")  # first, as it may refuse the folder
+    # The products are too small to be worth several threads, and on a busy machine threads that
+    # wait for each other take a hundred times as long.
     torch.set_num_threads(1)
     torch.manual_seed(42)
     print_sizes()
     gradients = compare_gradients()
     results = train(options, folder)
     print_results(options, results)
-    print(
-        "\nThe notebook's rules of thumb, by what was measured here; learnt is a median of "
-        f"{memory.LEARNT:.0%} or more\nwithin {options.steps} steps of training; "
-        "more steps may decide otherwise"
-    )
-    print("\n".join(f"  {line}" for line in memory.rules(results)))
+    print_rules(options, results)
     path = options.out / "compare_cells.png"
     draw(path, options, gradients, results)
-    print(f"\nWritten\n  {path}")
+    print_written(path)
 
 
 def pair(cell: str, inputs: int) -> tuple[Any, RNNComparison]:
-    """A PyTorch model as its generator draws it, and ours with the same weights."""
+    """A new PyTorch model, and ours with the same weights."""
     import torch_ref.models
 
     theirs = torch_ref.models.RNNComparison(inputs, HIDDEN, 2, cell)
@@ -128,7 +122,7 @@ def print_sizes() -> None:
 
 
 def compare_gradients() -> dict[str, dict[Any, np.ndarray]]:
-    """Tables of loss and gradients; framework -> cell or variant -> (T,) norms by time step."""
+    """Print losses and gradients; return framework -> cell or variant -> (T,) norms by step."""
     import torch
 
     import torch_ref.data
@@ -179,7 +173,7 @@ def gradients(model: RNNComparison, x: jax.Array, labels: jax.Array) -> Any:
 def jax_gradients(
     model: RNNComparison, x: np.ndarray, labels: np.ndarray
 ) -> tuple[float, float, np.ndarray]:
-    """The loss, the norm of all parameters' gradients, and the gradient by the input (B, T, 1)."""
+    """The loss, the norm of the parameters' gradients, and the input's gradient (B, T, 1)."""
 
     loss, (by_weights, by_input) = gradients(model, jnp.asarray(x), jnp.asarray(labels))
     total = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(by_weights)))
@@ -237,13 +231,41 @@ def print_results(options: Options, results: Results) -> None:
         print(f"  {variant!s:<18}" + "".join(f"{result.steps:>17}" for result in row))
 
 
+def print_rules(options: Options, results: Results) -> None:
+    """The notebook's rules of thumb, where there are enough seeds and steps to judge them."""
+    if options.seeds < memory.LEAST_SEEDS or options.steps < memory.LEAST_STEPS:
+        print(
+            f"\nNo verdict on the notebook's rules of thumb: it takes --seeds {memory.LEAST_SEEDS} "
+            f"and --steps {memory.LEAST_STEPS} or more."
+        )
+        return
+    print(
+        "\nThe notebook's rules of thumb, judged by these results; learnt means a median of "
+        f"{memory.LEARNT:.0%} or more\nwithin {options.steps} steps of training"
+    )
+    print("\n".join(f"  {line}" for line in memory.rules(results)))
+
+
+def finding(norms: dict[Any, np.ndarray]) -> str:
+    """The share of a gradient's norm that is left one step further back."""
+    kept = {v: (n[0] / n[-1]) ** (1 / (STEPS - 1)) for v, n in norms.items()}
+    ranges = []
+    for opened in (False, True):
+        rates = [rate for variant, rate in kept.items() if variant.open_gates == opened]
+        ranges.append(f"{min(rates):.2f} to {max(rates):.2f}")
+    return (
+        f"Untrained, each step back leaves {ranges[0]} of the gradient; "
+        f"with gates open at first {ranges[1]}"
+    )
+
+
 def draw(
     path: Path,
     options: Options,
     gradients: dict[str, dict[Any, np.ndarray]],
     results: Results,
 ) -> None:
-    figure, (left, right) = new_figure(2, "How far back RNN, LSTM and GRU reach")
+    figure, (left, right) = new_figure(2, finding(gradients["JAX"]))
     steps = np.arange(1, STEPS + 1)
     for variant, norms in gradients["PyTorch"].items():
         look = {"color": COLOURS[variant.cell], "linewidth": 6, "alpha": 0.3}
@@ -261,7 +283,7 @@ def draw(
     for place, (variant, row) in enumerate(results.items()):
         middle, low, high = 100 * spread(row)
         right.errorbar(
-            # Side by side, that no mark hides another.
+            # Shifted sideways, so that no marker hides another.
             np.array(options.lengths) * 1.04 ** (place - (len(results) - 1) / 2),
             middle,
             [middle - low, high - middle],

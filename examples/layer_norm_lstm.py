@@ -21,7 +21,7 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import cells, training
 from support.options import launch, require_counts, require_rate, require_torch
-from support.output import make_folder, new_figure, save_figure
+from support.output import make_folder, new_figure, print_written, save_figure
 
 
 @dataclasses.dataclass
@@ -145,7 +145,7 @@ def main(options: Options) -> None:
     axes.set(xlabel="updates", ylabel="squared error")
     axes.legend()
     save_figure(figure, options.out / "layer_norm_lstm.png")
-    print(f"Written\n  {options.out / 'layer_norm_lstm.png'}")
+    print_written(options.out / "layer_norm_lstm.png")
 
 
 if __name__ == "__main__":

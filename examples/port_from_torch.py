@@ -1,13 +1,12 @@
-"""A PyTorch checkpoint moved to JAX, trained further there, and moved back.
+"""Move a PyTorch checkpoint to JAX, train it further there, and move it back.
 
     python examples/port_from_torch.py
 
-The model is a two-layer bidirectional LSTM that tells noisy waves apart by their form: sine,
-square, triangle, sawtooth, each recording of a length and a frequency of its own. It is trained
-in PyTorch and saved. JAX reads the file: same logits, within rounding. Then the recordings
-change, to a microphone that drifts; the model is trained further on them in JAX and saved, and
-PyTorch reads that file: same logits again, and the same new accuracy. Both frameworks go through
-one loop, a few seconds long; for runs that are kept and resumed see `appliances.py`.
+The model is a two-layer bidirectional LSTM that classifies noisy waves by their form: sine, square,
+triangle, sawtooth. Recordings differ in length and frequency. It is trained in PyTorch and saved.
+JAX reads the file and computes the same logits to rounding. Then it is trained further in JAX on
+other recordings, whose level drifts, and saved. PyTorch reads that file and computes the same
+logits and the same accuracy. For runs that can be resumed see `appliances.py`.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ import jaxrnn
 from jaxrnn import data, models, training
 from jaxrnn.data import Batch
 from support.options import launch, require, require_counts, require_rate, require_torch, tqdm
-from support.output import make_folder, new_figure, save_figure, write_whole
+from support.output import make_folder, new_figure, print_written, save_figure, write_whole
 
 FORMS = ("sine", "square", "triangle", "sawtooth")
 LINES = 5  # printed while training
@@ -31,14 +30,14 @@ LINES = 5  # printed while training
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Moves a PyTorch checkpoint to JAX, trains it further there, and moves it back."""
+    """Move a PyTorch checkpoint to JAX, train it further there, and move it back."""
 
     epochs: int = 25
     """Passes over the training set in PyTorch."""
     more_epochs: int = 15
-    """Passes over the changed training set in JAX."""
+    """Passes over the other training set in JAX."""
     recordings: int = 512
-    """To train on; as many again, drawn anew, are to test."""
+    """Of the training set, and of the test set."""
     batch_size: int = 64
     """Recordings in a batch."""
     hidden_size: int = 24
@@ -51,7 +50,7 @@ class Options:
     """Folder for the checkpoints and the figure."""
 
     def check(self) -> None:
-        """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
+        """Raise ValueError for options that cannot run. Make the folder."""
         require_counts(self, "epochs", "more_epochs", "recordings", "batch_size", "hidden_size")
         require(self, self.seed >= 0, "seed", "0 or more")
         require_rate(self)
@@ -80,7 +79,7 @@ def waves(count: int, noise: float, drift: float, seed: data.Seed) -> tuple[list
 
 
 class Recordings:
-    """A training and a test set under one condition, of which each epoch is shuffled anew."""
+    """A training and a test set under one condition."""
 
     def __init__(self, options: Options, *, noise: float, drift: float, seed: data.Seed):
         self.batch_size = options.batch_size
@@ -93,7 +92,7 @@ class Recordings:
 
     @staticmethod
     def whole(sequences: Sequence[np.ndarray], labels: np.ndarray) -> list[Batch]:
-        """All of them in one batch."""
+        """One batch of all sequences."""
         return data.batches(sequences, labels, len(sequences))
 
 
@@ -103,8 +102,8 @@ def main(options: Options) -> None:
     import torch_ref.training
     from torch_ref.models import SpeakerClassifier
 
-    # The products are too small to share, and threads that wait for each other on a busy machine
-    # take a hundred times as long.
+    # The products are too small to be worth several threads, and on a busy machine threads that
+    # wait for each other take a hundred times as long.
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     studio = Recordings(options, noise=0.3, drift=0.0, seed=(options.seed, 0))
@@ -117,12 +116,12 @@ def main(options: Options) -> None:
     scores = train(torch_ref.training, theirs, adam, studio, options.epochs)
 
     print("\nFrom PyTorch to JAX")
-    path = options.out / "from_torch.safetensors"
-    save_torch(theirs, path)
+    ported = options.out / "from_torch.safetensors"
+    save_torch(theirs, ported)
     ours = models.SpeakerClassifier(*sizes, rngs=nnx.Rngs(options.seed))
-    jaxrnn.load_safetensors(ours, path)
-    print(f"  {path} read into JAX: {count(ours):,} parameters")
-    side_by_side(theirs, ours, studio.test)
+    jaxrnn.load_safetensors(ours, ported)
+    print(f"  {ported} read into JAX: {count(ours):,} parameters")
+    same = side_by_side(theirs, ours, studio.test)
 
     print("\nTraining further in JAX, on recordings that drift by 1.5 up or down")
     optimizer = nnx.Optimizer(ours, optax.adam(options.learning_rate), wrt=nnx.Param)
@@ -131,11 +130,11 @@ def main(options: Options) -> None:
     more = train(training, ours, optimizer, field, options.more_epochs)
 
     print("\nFrom JAX to PyTorch")
-    path = options.out / "from_jax.safetensors"
-    jaxrnn.save_safetensors(ours, path)
+    written = options.out / "from_jax.safetensors"
+    jaxrnn.save_safetensors(ours, written)
     returned = SpeakerClassifier(*sizes)
-    load_torch(returned, path)
-    print(f"  {path} read into PyTorch")
+    load_torch(returned, written)
+    print(f"  {written} read into PyTorch")
     side_by_side(returned, ours, field.test)
 
     figure_path = options.out / "port_from_torch.png"
@@ -143,12 +142,12 @@ def main(options: Options) -> None:
         torch_ref.training.predict(returned, field.test).ravel(),
         training.predict(ours, field.test).ravel(),
     ]
-    draw(figure_path, scores, [before, *more], logits)
-    print(f"\nWritten\n  {options.out / 'from_torch.safetensors'}\n  {path}\n  {figure_path}")
+    draw(figure_path, scores, same, [before, *more], logits)
+    print_written(ported, written, figure_path)
 
 
 def save_torch(model: Any, path: Path) -> None:
-    """What a PyTorch user has: a state_dict in a file. It needs no jaxrnn."""
+    """Save a state_dict as a PyTorch user does, without jaxrnn."""
     from safetensors.torch import save
 
     write_whole(path, save(model.state_dict()))
@@ -189,8 +188,8 @@ def accuracy(functions: Any, model: Any, batches: Sequence[Batch]) -> float:
     return functions.evaluate(model, batches, metrics={"accuracy": functions.accuracy})["accuracy"]
 
 
-def side_by_side(theirs: Any, ours: nnx.Module, test: Sequence[Batch]) -> None:
-    """Prints the logits of three recordings from both, and how far apart all of them are."""
+def side_by_side(theirs: Any, ours: nnx.Module, test: Sequence[Batch]) -> float:
+    """Print the logits of three recordings and the largest difference; return JAX's accuracy."""
     import torch_ref.training
 
     logits = torch_ref.training.predict(theirs, test), training.predict(ours, test)
@@ -204,34 +203,43 @@ def side_by_side(theirs: Any, ours: nnx.Module, test: Sequence[Batch]) -> None:
     print(f"  logits apart, at most    {apart:.1e}, of {logits[0].size:,}")
     print(f"  other decisions          {decisions} of {len(logits[0])}")
     print(f"  accuracy                 {' and '.join(f'{score:.1%}' for score in scores)}")
+    return scores[1]
 
 
-def draw(path: Path, first: list[float], then: list[float], logits: Sequence[np.ndarray]) -> None:
-    figure, (left, right) = new_figure(2, "A model trained in PyTorch, then in JAX, and back")
-    epochs = np.arange(1, len(first) + 1)
-    left.plot(epochs, 100 * np.array(first), ".-", color="tab:orange", label="PyTorch")
-    epochs = len(first) + np.arange(len(then))
-    left.plot(
-        epochs, 100 * np.array(then), ".-", color="tab:blue", label="JAX, on recordings that drift"
-    )
-    left.axvline(len(first), color="black", linewidth=1, linestyle=":")
-    left.set(
-        title="Training, and training further",
-        xlabel="epoch (passes over the training set)",
-        ylabel="test recordings classified correctly (%)",
-        ylim=(0, 100),
-    )
-    left.legend(loc="lower right")
+def draw(
+    path: Path, first: list[float], ported: float, then: list[float], logits: Sequence[np.ndarray]
+) -> None:
+    """A panel for each set of recordings, as their accuracies say nothing of each other."""
     theirs, ours = logits
     apart = np.abs(theirs - ours)
+    title = (
+        f"The port keeps the accuracy: {first[-1]:.1%} in PyTorch, {ported:.1%} in JAX; "
+        f"and back, logits differ by {apart.max():.0e} at most"
+    )
+    figure, (left, middle, right) = new_figure(3, title)
+    epochs = np.arange(1, len(first) + 1)
+    left.plot(epochs, 100 * np.array(first), ".-", color="tab:orange", label="trained in PyTorch")
+    marks = {"marker": "o", "markersize": 11, "fillstyle": "none", "linestyle": ""}
+    left.plot(epochs[-1], 100 * ported, color="tab:blue", label="read into JAX", **marks)
+    left.set(title="The first recordings: PyTorch, then JAX")
+    epochs = np.arange(len(then))
+    middle.plot(epochs, 100 * np.array(then), ".-", color="tab:blue", label="trained in JAX")
+    middle.set(title="Other recordings, which drift: JAX")
+    for axis in (left, middle):
+        axis.set(
+            xlabel="epoch (passes over the training set)",
+            ylabel="test recordings classified correctly (%)",
+            ylim=(0, 102),
+        )
+        axis.legend(loc="lower right")
     right.plot(theirs, np.where(apart > 0, apart, np.nan), ".", color="black", markersize=3)
     right.set(
-        title="Read back into PyTorch: logits apart",
+        title="Read back into PyTorch: differences of logits",
         xlabel="logit in PyTorch",
         ylabel="|PyTorch - JAX|",
         yscale="log",
     )
-    for axis in (left, right):
+    for axis in (left, middle, right):
         axis.grid(alpha=0.3)
     save_figure(figure, path)
 

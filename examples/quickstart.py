@@ -52,7 +52,8 @@ def main(chosen: Options) -> None:
     written = [chosen.out / f"quickstart.{kind}" for kind in ("png", "safetensors")]
     output.save_figure(figure, written[0])
     jaxrnn.save_safetensors(model, written[1])
-    print(f"{title}\n\nWritten", *written, sep="\n  ")
+    print(title)
+    output.print_written(*written)
 
 
 if __name__ == "__main__":

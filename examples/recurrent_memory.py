@@ -20,7 +20,7 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import training
 from support.options import launch, require_counts, require_rate
-from support.output import make_folder, new_figure, save_figure
+from support.output import make_folder, new_figure, print_written, save_figure
 
 CLASSES = 3
 
@@ -100,7 +100,7 @@ def main(options: Options) -> None:
     axes.set(xlabel="updates", ylabel="share of right answers", ylim=(0, 1.02))
     axes.legend()
     save_figure(figure, options.out / "recurrent_memory.png")
-    print(f"Written\n  {options.out / 'recurrent_memory.png'}")
+    print_written(options.out / "recurrent_memory.png")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
-"""Who is speaking? A bidirectional LSTM trained in JAX and in PyTorch, side by side.
+"""A bidirectional LSTM that recognises speakers, trained in JAX and in PyTorch side by side.
 
     python examples/spoken_vowels.py
 
-Both frameworks start from the same weights and see the same batches, so what is left between them
-is rounding. All regularisation is the same on both sides: weight decay, smoothed labels, and noise
-drawn by NumPy; dropout would draw other masks in each.
+Both frameworks start from the same weights and see the same batches, so they differ by rounding
+alone. The regularisation is the same too: weight decay, smoothed labels, and noise drawn by NumPy.
+There is no dropout, whose masks would differ.
 
-How the settings were chosen: by cross-validation inside the 270 training utterances alone, in five
-folds of six consecutive utterances of each speaker, with two seeds. Noise, offset and smoothed
-labels each took errors away; hidden size, layers and weight decay hardly mattered. A learning rate
-of 5e-3 made as few errors as 3e-3, but training then amplifies rounding until the frameworks end
-visibly apart; 1e-3 made more. The test set is read to be scored, after training. A part of the
-training set is kept back to watch the training by: it is never trained on, and nothing is stopped
-or picked by it.
+The settings were chosen by cross-validation within the 270 training utterances: five folds of six
+consecutive utterances of each speaker, two seeds. Noise, offset and smoothed labels each removed
+errors; hidden size, layers and weight decay made little difference. A learning rate of 5e-3 made as
+few errors as 3e-3, but training then amplifies rounding until the frameworks differ visibly; 1e-3
+made more. The test set is scored once, after training. A part of the training set is held out to
+show the progress: it is never trained on, and no decision depends on it.
 
 JAX is trained by `jaxrnn.training.fit`, which keeps metrics and checkpoints in a folder for each
-seed: killed, and begun again with --resume, it ends with the same weights, bit for bit. PyTorch
-follows in a loop of its own, as `fit` is for JAX, and keeps no checkpoints: it begins anew.
+seed. A run that is killed and restarted with --resume ends with the same weights, bit for bit.
+PyTorch has a loop of its own without checkpoints, and starts from the beginning.
 """
 
 import dataclasses
@@ -44,15 +43,15 @@ from support.options import (
     require_torch,
     tqdm,
 )
-from support.output import make_folder
+from support.output import make_folder, print_written
 from support.runs import METRICS, begin, fit
 
 WEIGHT_DECAY = 0.01
 SMOOTHING = 0.1
 LOSS = functools.partial(training.cross_entropy, smoothing=SMOOTHING)  # one for all seeds
 SCORES = ("loss", "accuracy")
-SHAPES = 2  # of batches: full ones, and one of what is left over
-SAVE_EPOCHS = 10  # from one checkpoint to the next
+SHAPES = 2  # of batches: full ones, and the last one
+SAVE_EPOCHS = 10  # between checkpoints
 LINES = 10  # printed of each training
 
 
@@ -86,7 +85,7 @@ class Options:
     """Train the PyTorch twin too. Without it PyTorch need not be installed."""
 
     def check(self) -> None:
-        """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
+        """Raise ValueError for options that cannot run. Make the folder."""
         require_counts(self, "seeds", "epochs", "batch_size", "hidden_size", "layers")
         for name in ("noise", "offset"):
             require(self, 0 <= getattr(self, name) < float("inf"), name, "0 or more")
@@ -143,8 +142,8 @@ def torch_side(options: Options, seed: int, steps: int) -> Side:
 
     import torch_ref.training
 
-    # The products are too small to share, and threads that wait for each other on a busy machine
-    # take a hundred times as long.
+    # The products are too small to be worth several threads, and on a busy machine threads that
+    # wait for each other take a hundred times as long.
     torch.set_num_threads(1)
 
     model = new_twin(options, interchange.state_dict(new_model(options, seed)))
@@ -212,7 +211,7 @@ def main(options: Options) -> None:
         for seed in range(options.seeds)
     ]
     steps = options.epochs * -(-len(tasks[0].training) // options.batch_size)
-    # One for all seeds: a new one would be compiled anew.
+    # One for all seeds, as a new one would compile anew.
     tx = optax.adamw(
         optax.cosine_decay_schedule(options.learning_rate, steps), weight_decay=WEIGHT_DECAY
     )
@@ -355,7 +354,7 @@ def tell(task: Task, runs: Sequence[Run], bar: tqdm) -> None:
 
 
 def print_parity(options: Options, recordings: Utterances) -> None:
-    """How far the untrained pair agrees on recordings: outputs, loss and every gradient."""
+    """Compare outputs, loss and every gradient of the untrained models on recordings."""
     from jaxrnn.testing import compare
 
     model = new_model(options, seed=0)
@@ -379,12 +378,12 @@ def print_accuracy(results: Sequence[Sequence[Run]], tests: Utterances) -> None:
 
 
 def print_agreement(results: Sequence[Sequence[Run]]) -> None:
-    """How far apart rounding has driven the two, at worst over all seeds."""
+    """The largest differences that rounding has caused, over all seeds."""
     apart = np.stack([losses_apart(*runs) for runs in results])
     ours, theirs = (np.stack([run.logits for run in side]) for side in zip(*results, strict=True))
     logits = np.abs(ours - theirs).max()
     decisions = (ours.argmax(-1) != theirs.argmax(-1)).sum()
-    print("\nJAX and PyTorch apart, at most, when trained in float32")
+    print("\nLargest differences of JAX and PyTorch after training in float32")
     for name, value in {
         "loss of a batch, first epoch": f"{apart[:, 0].max():.1e}",
         "loss of a batch, last epoch": f"{apart[:, -1].max():.1e}",
@@ -393,7 +392,7 @@ def print_agreement(results: Sequence[Sequence[Run]]) -> None:
         "speakers of the test set": f"{decisions} of {ours[..., 0].size} not the same",
     }.items():
         print(f"  {name:<30}{value}")
-    print("  Rounding alone sets them apart, and each step amplifies what those before it left.")
+    print("  They come from rounding alone, which every step of training amplifies.")
 
 
 def losses_apart(ours: Run, theirs: Run) -> np.ndarray:
@@ -421,18 +420,20 @@ def save(
     options: Options, tasks: Sequence[Task], results: Sequence[Sequence[Run]], folder: Path
 ) -> None:
     """Writes weights and figure, and reads the weights back into every framework there is."""
-    print("\nWritten")
+    written = []
+    print("\nWeights in a file, read back")
     for task, runs in zip(tasks, results, strict=True):
         path = options.out / f"weights_seed{task.seed}.safetensors"
         interchange.save_safetensors(runs[0].side.model, path)
-        print(f"  {folder / f'seed{task.seed}' / METRICS}")
-        print(f"  {path}\n{read_back(options, path, task, runs)}")
+        print(read_back(options, path, task, runs))
+        written += [folder / f"seed{task.seed}" / METRICS, path]
     path = options.out / "curves.png"
     runs = results[0]
+    accuracies = " and ".join(f"{run.accuracy:.1%} in {run.side.name}" for run in runs)
     draw(
         path,
-        f"JapaneseVowels, {SPEAKERS} speakers: a bidirectional LSTM trained in "
-        f"{' and in '.join(run.side.name for run in runs)}, seed {tasks[0].seed}",
+        f"The same training in {' and '.join(run.side.name for run in runs)}: of {SPEAKERS} "
+        f"speakers' test utterances {accuracies} are right (seed {tasks[0].seed})",
         {
             run.side.name: {
                 "training (noise added)": np.stack(run.steps).mean(axis=1),
@@ -442,17 +443,17 @@ def save(
         },
         losses_apart(*runs) if options.torch else None,
     )
-    print(f"  {path}")
+    print_written(*written, path)
 
 
 def read_back(options: Options, path: Path, task: Task, runs: Sequence[Run]) -> str:
-    """What the weights in the file predict in new models; raises where it is something else."""
+    """Check what the weights in the file predict in new models; raise where it differs."""
     tests, logits = held_back(task.tests), runs[0].logits
     model = new_model(options, seed=task.seed + 1)
     interchange.load_safetensors(model, path)
     if not np.array_equal(training.predict(model, tests), logits):
         raise RuntimeError(f"{path} read back into JAX predicts something else.")
-    told = "    read back into JAX: the same test logits, bit for bit"
+    told = f"  seed {task.seed}, into JAX      the same test logits, bit for bit"
     if options.torch:
         import safetensors.torch
 
@@ -461,7 +462,7 @@ def read_back(options: Options, path: Path, task: Task, runs: Sequence[Run]) -> 
         if not np.array_equal(theirs.argmax(-1), logits.argmax(-1)):
             raise RuntimeError(f"{path} read into PyTorch predicts other speakers.")
         told += (
-            "\n    read into PyTorch: the same speakers, "
+            f"\n  seed {task.seed}, into PyTorch  the same speakers, "
             f"test logits within {np.abs(theirs - logits).max():.1e}"
         )
     return told

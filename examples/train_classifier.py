@@ -1,20 +1,18 @@
-"""Is the sum of a sequence of tokens odd? The notebook's experiment as written, then solved.
+"""Decide whether the sum of a sequence of tokens is odd, learnt by a curriculum.
 
     python examples/train_classifier.py
-    python examples/train_classifier.py --solve
+    python examples/train_classifier.py --as-written --no-solve
 
-As written: an embedding, an LSTM of two layers, 800 padded sequences in one batch, 30 steps of
-Adam, gradients clipped, the state read after the padding. The label is the sum modulo 2, so an
-odd sum is 1; the notebook says in a comment that an even one is, and does this. PyTorch draws
-the sequences, the initial weights and the masks of its dropout as the notebook does. JAX starts
-from the same weights, but its dropout draws other masks, so the two are trained twice: with
-dropout, where they may differ as two runs do, and without, where only rounding is left.
+A model is trained by a curriculum (`support/curriculum.py`) until it gets all of the notebook's 200
+validation sequences right. They are never trained on, no decision depends on them, and a run is
+scored on them once, at its end. A killed run continues with --resume to the same bits.
 
-`--solve` then asks what it takes to get the same 200 validation sequences all right; how is told in
-`support/curriculum.py`. They are never trained on, nothing is stopped or picked by them, and a run
-is scored on them once, when it is over. That part can be killed, and resumed with --resume to the
-same bits. The experiment as written goes through both frameworks, and through `jaxrnn.training.fit`
-in neither: it is thirty steps, and is done again.
+`--as-written` first trains as the notebook does: an embedding, an LSTM of two layers, 800 padded
+sequences in one batch, 30 steps of Adam, clipped gradients, and the state after the padding. The
+label is the sum modulo 2, so an odd sum is 1; a comment in the notebook says the opposite. PyTorch
+draws the sequences, the initial weights and the masks of its dropout as in the notebook. JAX starts
+from the same weights but draws other masks, so there are two trainings: with dropout, where the
+frameworks differ as two runs do, and without, where they differ by rounding.
 """
 
 import dataclasses
@@ -31,7 +29,7 @@ from jaxrnn import data, interchange, models, training
 from jaxrnn.data import Batch
 from support import curriculum
 from support.options import launch, require, require_counts, require_rate, require_torch, tqdm
-from support.output import make_folder, new_figure, save_figure
+from support.output import make_folder, new_figure, print_written, save_figure
 from support.runs import RESUMED, begin
 
 VOCABULARY = 50
@@ -47,16 +45,18 @@ Scores = dict[str, np.ndarray]  # part -> (epochs, 2): loss and accuracy
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Trains the notebook's classifier in JAX and in PyTorch, and with --solve one that works."""
+    """Trains a classifier of sums modulo 2 until it works, or as the notebook does."""
 
+    as_written: bool = False
+    """Train as the notebook does first, in both frameworks, which ends no better than guessing."""
     epochs: int = 30
-    """Steps of the notebook's experiment, each on its whole training set."""
-    solve: bool = False
-    """Then train other models, in another way, until they can do it."""
+    """As written: steps, each on the whole training set."""
+    solve: bool = True
+    """Train by a curriculum until all validation sequences are right."""
     cells: tuple[Literal["LSTM", "GRU", "RNN"], ...] = ("LSTM", "GRU", "RNN")
-    """What to solve it with."""
+    """To solve it: the recurrent layers."""
     seeds: int = 3
-    """How many times to solve it with each cell."""
+    """To solve it: trainings of each cell."""
     stages: tuple[int, ...] = (2, 5, 10, 20)
     """To solve it: the longest sequence of each stage, rising to 20. Only 20: no curriculum."""
     max_steps: int = 2000
@@ -68,19 +68,20 @@ class Options:
     learning_rate: float = 5e-3
     """To solve it: of Adam."""
     resume: bool = False
-    """To solve it: go on where a killed command with the same options stood. Without it a new run
-    replaces it."""
+    """To solve it: continue a killed run with the same options. Without it a new run replaces the
+    old one."""
     out: Path = Path("runs/train_classifier")
     """Folder for the figures, and to solve it for metrics and checkpoints."""
 
     def check(self) -> None:
-        """Raises ValueError, in one sentence, for what cannot be run. Makes the folder."""
+        """Raise ValueError for options that cannot run. Make the folder."""
         require_counts(self, "epochs", "seeds", "max_steps", "batch_size", "hidden_size")
         rising = sorted({0, *self.stages}) == [0, *self.stages]
         once = len({*self.cells}) == len(self.cells) > 0
         require(self, once, "cells", "one or more, each once")
         rising = rising and self.stages[-1:] == (20,)
         require(self, rising, "stages", "rising from 1 or more to 20")
+        require(self, self.solve or self.as_written, "solve", "on without --as-written")
         require_rate(self)
         require_torch("The data")
         make_folder(self.out)
@@ -92,22 +93,35 @@ def main(options: Options) -> None:
     import torch_ref.data
     import torch_ref.models
 
-    # First, because it may refuse.
+    # First, as it may refuse the folder.
     folder = begin(options, "train_classifier") if options.solve else None
-    # The products are too small to share, and threads that wait for each other on a busy machine
-    # take a hundred times as long.
+    # The products are too small to be worth several threads, and on a busy machine threads that
+    # wait for each other take a hundred times as long.
     torch.set_num_threads(1)
     sequences, labels = torch_ref.data.create_synthetic_sequences(VOCABULARY)
     twin = torch_ref.models.SequenceClassifier(*SIZES)  # from the generator's state after the data
-    weights = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
     parts = torch_ref.data.split_in_order(sequences, labels)
     train, validation = (whole(*part) for part in parts)
     ones, count = int(validation.labels.sum()), len(validation.labels)
     print(f"Is the sum odd? Tokens 1 to {VOCABULARY - 1}, sequences of 5 to 20")
     print(f"  training      {len(train.labels)}, of which {train.labels.sum()} are odd")
     print(f"  validation    {count}, of which {ones} are odd")
-    print(f"  parameters    {sum(array.numel() for array in weights.values()):,}")
+    print(f"  parameters    {sum(array.numel() for array in twin.parameters()):,}")
 
+    written = [train_as_written(options, twin, train, validation)] if options.as_written else []
+    if folder is not None:
+        written.append(solve(options, validation, folder))
+    print_written(*written)
+
+
+def whole(sequences: Sequence[Any], labels: Any) -> Batch:
+    """One padded batch of all sequences."""
+    return data.batches(sequences, labels, len(sequences), dtype=np.int32)[0]
+
+
+def train_as_written(options: Options, twin: Any, train: Batch, validation: Batch) -> Path:
+    """Train as the notebook does with its dropout and without; print and draw the scores."""
+    weights = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
     results = {}
     with tqdm(total=4 * options.epochs, unit="epoch", disable=None) as bar:
         for dropout in (DROPOUT, 0.0):
@@ -118,24 +132,16 @@ def main(options: Options) -> None:
             results[dropout] = as_written(options, twin, model, train, validation, bar)
             tell(bar, dropout, results[dropout])
     print_agreement(results)
-    print_verdict(results[DROPOUT], count)
+    verdicts = print_verdict(results[DROPOUT], len(validation.labels))
     path = options.out / "as_written.png"
-    draw(path, results)
-    written = [path]
-    if folder is not None:
-        written.append(solve(options, validation, folder))
-    print("\nWritten\n" + "\n".join(f"  {path}" for path in written))
-
-
-def whole(sequences: Sequence[Any], labels: Any) -> Batch:
-    """All in one batch, padded to the longest, with the lengths."""
-    return data.batches(sequences, labels, len(sequences), dtype=np.int32)[0]
+    draw(path, results, verdicts)
+    return path
 
 
 def as_written(
     options: Options, twin: Any, model: nnx.Module, train: Batch, validation: Batch, bar: tqdm
 ) -> dict[str, Scores]:
-    """Both trained in the notebook's way: framework -> scores."""
+    """Train both models as the notebook does; framework -> scores."""
     import torch
 
     import torch_ref.training
@@ -183,7 +189,7 @@ def tell(bar: tqdm, dropout: float, results: dict[str, Scores]) -> None:
 
 
 def apart(results: dict[str, Scores], part: str) -> np.ndarray:
-    """How far the frameworks' losses are apart in each epoch."""
+    """The absolute difference of the frameworks' losses in each epoch."""
     return np.abs(results["JAX"][part][:, 0] - results["PyTorch"][part][:, 0])
 
 
@@ -195,22 +201,28 @@ def print_agreement(results: dict[float, dict[str, Scores]]) -> None:
         print(f"  dropout {dropout}   {told}: {why}")
 
 
-def print_verdict(results: dict[str, Scores], count: int) -> None:
-    """What the training as written has come to, against guessing."""
+def print_verdict(results: dict[str, Scores], count: int) -> list[str]:
+    """Print and return how each framework's accuracy at the end compares with guessing."""
     deviation = np.sqrt(count) / 2
     print(
         f"\nAs written: validation sequences right, of {count}. Guessing gets {count / 2:.0f}, "
         f"give or take {2 * deviation:.0f} (two standard deviations)."
     )
+    verdicts = []
     for name, scores in results.items():
         right = round(float(scores["validation"][-1, 1]) * count)
         off = (right - count / 2) / deviation
         verdict = "no better than guessing" if off <= 2 else "better than guessing"
         print(f"  {name:<10}{right} ({right / count:.3f}), {verdict}")
+        verdicts.append(f"{name} {verdict}")
+    return verdicts
 
 
-def draw(path: Path, results: dict[float, dict[str, Scores]]) -> None:
-    title = "Sum modulo 2 as the notebook trains it: JAX and PyTorch from the same weights"
+def draw(path: Path, results: dict[float, dict[str, Scores]], verdicts: Sequence[str]) -> None:
+    same = max(apart(results[0.0], part).max() for part in PARTS)
+    title = (
+        f"Trained as written: {', '.join(verdicts)}. Without dropout losses differ by {same:.0e}"
+    )
     figure, rows = new_figure(3, title, rows=2)
     styles = {
         "PyTorch": {"linewidth": 5.0, "alpha": 0.4, "solid_capstyle": "round"},
@@ -225,7 +237,7 @@ def draw(path: Path, results: dict[float, dict[str, Scores]]) -> None:
                 losses.plot(scores[part][:, 0], label=label, **look)
                 accuracies.plot(100 * scores[part][:, 1], label=label, **look)
             difference = apart(sides, part)
-            seen = np.where(difference > 0, difference, np.nan)  # 0 has no place on a log axis
+            seen = np.where(difference > 0, difference, np.nan)  # a logarithmic axis has no 0
             differences.plot(seen, ".-", color=colour, label=part)
         accuracies.axhline(50, color="black", linestyle=":", linewidth=1)
         losses.set(title=f"Loss, dropout {dropout}", ylabel="cross entropy (nats)")
@@ -249,13 +261,13 @@ def draw(path: Path, results: dict[float, dict[str, Scores]]) -> None:
 
 
 def solve(options: Options, validation: Batch, folder: Path) -> Path:
-    """Trains each cell with each seed, tells what came of it, and draws it."""
+    """Train each cell with each seed; print and draw the results."""
     chosen = ("stages", "batch_size", "hidden_size", "learning_rate", "max_steps")
     values = {name: getattr(options, name) for name in chosen}
     regime = curriculum.Regime(vocabulary=VOCABULARY, **values)
     count = len(validation.labels)
     print(
-        f"\nSolving it, in JAX: lengths respected, {regime.batch_size} new random sequences "
+        f"\nSolving it in JAX: lengths respected, {regime.batch_size} new random sequences "
         f"in each step,\nof up to {', '.join(map(str, regime.stages))} tokens in turn; one layer, "
         f"Adam at {regime.learning_rate}, {regime.max_steps} steps at most."
     )

@@ -17,11 +17,15 @@ def test_long_sequence(tmp_path):
     small += ["--updates", 3, "--repeats", 1]
     output = finished("long_sequence", *small, "--out", tmp_path / "new")
     assert "One synthetic sequence of 1,200 steps, in 2 segments" in output
-    assert numbers(output, "first loss apart")[0] < 1e-6
+    assert numbers(output, "difference of losses")[0] < 1e-6
     for when in ("before", "after"):
         assert 1 <= numbers(output, f"sweeps {when} training:")[0] <= 3
     first, last = numbers(output, "loss       ")
     assert last < first
+    persistence = numbers(output, "persistence  ")[0]
+    assert numbers(output, "The model is worse than persistence: its error is")[0] == pytest.approx(
+        last / persistence, abs=0.01
+    )
     assert min(numbers(output, "a step by shooting") + numbers(output, "a step sequentially")) >= 0
     assert_png(tmp_path / "new" / "long_sequence.png")
 

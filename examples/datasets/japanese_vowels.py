@@ -1,4 +1,4 @@
-"""The JapaneseVowels recordings as minibatches: split, scaled, disturbed. NumPy alone.
+"""JapaneseVowels recordings as minibatches: split, scaled, with noise.
 
 Nine men say the vowels /ae/; each utterance is 7 to 29 steps of 12 coefficients of its spectrum
 (Kudo, Toyama and Shimbo, 1999, "Multidimensional curve classification using passing-through

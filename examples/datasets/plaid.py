@@ -1,8 +1,8 @@
-"""The PLAID recordings as minibatches: split, scaled, framed. NumPy alone.
+"""PLAID recordings as minibatches: split, scaled, framed.
 
-What eleven kinds of household appliances draw from the mains as they are switched on: 537 traces to
-train on and 537 to test, of 100 to 1,344 steps (Gao and others, 2014, "PLAID: a public dataset of
-high-resolution electrical appliance measurements for load identification research"), as the UCR
+The current that eleven kinds of household appliances draw when they are switched on: 537 traces for
+training and 537 for testing, of 100 to 1,344 steps (Gao and others, 2014, "PLAID: a public dataset
+of high-resolution electrical appliance measurements for load identification research"), as the UCR
 archive of 2018 has them. They come with the package sktime: nothing is downloaded.
 """
 
@@ -27,7 +27,7 @@ APPLIANCES = (
     "vacuum cleaner",
     "washing machine",
 )
-GAIN = 5.0  # of a trace over its own median, before its peaks are compressed
+GAIN = 5.0  # factor of a trace divided by its median, before its peaks are compressed
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Traces:
         return np.array([max(np.median(np.abs(x)), 1e-12) for x in self.series])
 
     def shapes(self) -> list[np.ndarray]:
-        """Each trace over its own level, with its peaks compressed.
+        """Each trace divided by its own level, with its peaks compressed.
 
-        The levels lie eight powers of ten apart, those of one kind of appliance too.
+        Levels differ by eight powers of ten, even within one kind of appliance.
         """
         levels = zip(self.series, self.levels, strict=True)
         return [np.arcsinh(GAIN * x / level) for x, level in levels]
@@ -74,9 +74,9 @@ class Traces:
 
 
 class Framing:
-    """Traces as a network takes them: each step is a frame of samples, and the trace's level.
+    """Inputs of the network: each step is a frame of samples, and the trace's level.
 
-    Scaled by the traces that it is made of, those to train on.
+    The scale is that of the traces that it is created with, those of training.
     """
 
     def __init__(self, traces: Traces, frame: int):
@@ -105,7 +105,7 @@ class Framing:
 
 
 class Task:
-    """What one seed trains on, and what it watches to stop in time: all but the test traces."""
+    """Training and validation traces of one seed."""
 
     def __init__(self, traces: Traces, *, frame: int, buckets: int, validation: float, seed: int):
         kept, aside = data.split(traces.appliances, validation, seed=seed)
@@ -116,7 +116,7 @@ class Task:
         self.validation = self.batches(traces.take(aside))
 
     def epoch(self, number: int, batch_size: int) -> list[Batch]:
-        """One epoch's batches, shuffled, the frames of each trace begun at another sample."""
+        """Shuffled batches of one epoch; the frames of each trace begin at a random sample."""
         rng = np.random.default_rng((self.seed, number, 1))
         starts = rng.integers(0, self.framing.frame, len(self.training))
         return data.batches(
@@ -128,7 +128,7 @@ class Task:
         )
 
     def batches(self, traces: Traces) -> list[Batch]:
-        """One batch for each bucket, to be scored."""
+        """One batch for each bucket."""
         sequences = self.framing.sequences(traces)
         return data.batches(sequences, traces.appliances, len(traces), buckets=self.edges)
 
@@ -140,7 +140,7 @@ def labels(batches: list[Batch]) -> np.ndarray:
 def nearest_neighbour(training: Traces, tests: Traces, steps: int) -> np.ndarray:
     """The appliance of the training trace nearest to each test trace, by Euclidean distance.
 
-    All are stretched to as many steps by linear interpolation, and compared as recorded.
+    All are stretched to the same number of steps by linear interpolation.
     """
 
     def stretched(traces: Traces) -> np.ndarray:

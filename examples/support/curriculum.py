@@ -1,9 +1,8 @@
-"""The sum of a sequence of tokens modulo 2, learnt from short sequences to long ones, in JAX.
+"""Training on sums of tokens modulo 2, from short sequences to long ones.
 
-Each step of training sees a new batch of random sequences, so nothing can be learnt by heart, and
-their lengths are given to the model, so that its state is read at the last true token. The lengths
-grow in stages. All is decided by the training batches: whoever tests on other sequences may
-look at those once, at the end.
+Each step of training gets a new batch of random sequences, so none can be memorised. The model gets
+their lengths and reads its state at the last true token. The lengths grow in stages. Every decision
+depends on training batches alone, so other sequences are a fair test.
 """
 
 import dataclasses
@@ -30,8 +29,8 @@ CELLS = {"RNN": jaxrnn.RNN, "GRU": jaxrnn.GRU, "LSTM": jaxrnn.LSTM}
 COLOURS = {"RNN": "tab:green", "GRU": "tab:orange", "LSTM": "tab:blue"}
 MASTERED = (5, 0.97)  # batches in a row, and the accuracy over them, that end a stage
 DONE = (20, 1.0)  # the same for the last stage
-EPOCH = 5  # steps, after which it is asked whether the stage has ended
-SAVE_EPOCHS = 20  # from one checkpoint to the next
+EPOCH = 5  # steps between checks whether the stage has ended
+SAVE_EPOCHS = 20  # between checkpoints
 
 
 class TokenClassifier(nnx.Module):
@@ -84,7 +83,7 @@ class Run:
     model: TokenClassifier
     accuracies: list[float] = dataclasses.field(default_factory=list)  # of each step's batch
     ends: list[int] = dataclasses.field(default_factory=list)  # the step at which each stage ended
-    seconds: float = float("nan")  # with what had to be compiled
+    seconds: float = float("nan")  # compilation included
     compilations: int = 0  # of the training step
     right: int = 0  # test sequences
 
@@ -101,7 +100,7 @@ def learn(
     resumed: bool,
     tell: Callable[[int], object],
 ) -> Run:
-    """Trains until the last stage is done or the steps are used up; `tell` takes steps made.
+    """Train until the last stage is done or the steps are used up; call `tell` after each step.
 
     The folder holds a run for each stage: metrics line by line, and checkpoints.
     """
@@ -146,7 +145,11 @@ def learn(
 
 def draw(path: Path, runs: Sequence[Run], regime: Regime, tests: int) -> None:
     longest = regime.stages[-1]
-    title = f"Sum of up to {longest} tokens modulo 2, learnt from short sequences to long ones"
+    solved = sum(run.right == tests for run in runs)
+    title = (
+        f"Sum of up to {longest} tokens modulo 2, learnt from short sequences to long ones: "
+        f"{solved} of {len(runs)} runs get all {tests} validation sequences right"
+    )
     figure, (left, right) = new_figure(2, title)
     window = 5
     for run in runs:

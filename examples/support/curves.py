@@ -1,4 +1,4 @@
-"""The figure of a training: loss and accuracy of one framework or two, and their difference."""
+"""Figure of a training: loss and accuracy of one or two frameworks, and their difference."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 
 from support.output import new_figure, save_figure
 
-# The first curve is broad and light and the second thin and dashed, so that both are seen where
-# they coincide.
+# The first curve is broad and light, the second thin and dashed, so that both show where they
+# coincide.
 STYLES = [
     {"linewidth": 5.0, "alpha": 0.4, "solid_capstyle": "round"},
     {"linewidth": 1.4, "linestyle": (0, (4, 2))},
@@ -19,7 +19,7 @@ COLOURS = ("tab:blue", "tab:orange")
 def draw(
     path: Path, title: str, scores: Mapping[str, Mapping[str, np.ndarray]], apart: np.ndarray | None
 ) -> None:
-    """Writes a PNG, whole or not at all.
+    """Write a PNG file atomically.
 
     Args:
         path: of the PNG.
@@ -40,7 +40,7 @@ def draw(
     axes[1].set(title="Accuracy", ylabel="utterances classified correctly (%)")
     axes[1].legend(loc="lower right")
     if apart is not None:
-        seen = np.where(apart > 0, apart, np.nan)  # 0 has no place on a logarithmic axis
+        seen = np.where(apart > 0, apart, np.nan)  # a logarithmic axis has no 0
         axes[2].plot(np.arange(1, len(apart) + 1), seen, ".-", color="black", linewidth=1.4)
         axes[2].set(
             title=f"Loss, {' minus '.join(scores)}",

@@ -1,8 +1,8 @@
-"""Who remembers the first input to the end? RNN, LSTM and GRU trained on it, seeds in parallel.
+"""RNN, LSTM and GRU trained to remember the first input, all seeds in parallel.
 
-The models of all seeds are one model with stacked weights, trained by one `vmap`ped step; that is
-why they are not trained by `jaxrnn.training.fit`, which trains one model. Each step sees new
-sequences. A training ends early once every seed is right nearly always.
+The models of all seeds are one model with stacked weights, trained by one `vmap`ped step, which
+`jaxrnn.training.fit` cannot do. Each step gets new sequences. Training ends early once every seed
+is nearly always right.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from jaxrnn.models import RNNComparison
 TESTS = 500  # sequences that each seed is scored on
 ENOUGH = (20, 0.99)  # steps, and every seed's accuracy over them, that end a training
 LEARNT = 0.9  # accuracy from which a task counts as learnt
+LEAST_SEEDS, LEAST_STEPS = 4, 400  # for a verdict
 CHANCE = 0.02  # about two standard errors of a median accuracy over TESTS sequences
 
 
@@ -51,7 +52,7 @@ VARIANTS = (
 
 
 def open_gates(model: RNNComparison, steps: int) -> None:
-    """Biases with which the units forget at rates from 1/2 to 1/steps of their state in a step.
+    """Set biases so that units forget from 1/2 to 1/steps of their state in a step.
 
     The forget gate of an LSTM starts at sigmoid(b), b = log u with u from 1 to steps - 1, and its
     input gate at sigmoid(-b); a GRU's update gate, which keeps the state, at sigmoid(b).
@@ -89,7 +90,7 @@ class Result:
 
 
 def percent(share: float) -> str:
-    """One decimal, so that what is just below a bound does not read as on it."""
+    """A percentage with one decimal, so that a value just below a bound is not rounded to it."""
     return f"{100 * share:.1f}%"
 
 
@@ -115,7 +116,7 @@ def learn(
     hidden_size: int,
     tx: optax.GradientTransformation,
 ) -> Result:
-    """Trains `seeds` models at once, each from weights and on sequences of its own.
+    """Train `seeds` models at once, each with its own weights and sequences.
 
     With the same `tx` for every variant, what two of them share is compiled once.
     """
@@ -146,7 +147,7 @@ Results = Mapping[Variant, Sequence[Result]]  # for each variant one result for 
 
 
 def rules(results: Results) -> list[str]:
-    """The notebook's three rules of thumb, each with what the results say of it."""
+    """The notebook's three rules of thumb, each with a verdict from the results."""
     rnn, lstm, gru = (results[Variant(cell)] for cell in ("RNN", "LSTM", "GRU"))
     opened = [results[Variant(cell, open_gates=True)] for cell in ("LSTM", "GRU")]
     return [
@@ -191,10 +192,10 @@ def _long(named: str, rnn: Sequence[Result], gated: Sequence[Sequence[Result]]) 
 
 
 def _first(named: str, candidates: Sequence[Sequence[Result]]) -> list[str]:
-    """By the number of lengths learnt, then by the mean accuracy over all of them.
+    """Rank by the number of lengths learnt, then by the mean accuracy over all lengths.
 
-    Where the best two have learnt equally many lengths, chance decides below a difference of
-    `CHANCE`; where nobody has learnt one, nothing is decided.
+    There is no decision where the best two have learnt equally many lengths and differ by less than
+    `CHANCE`, or where none has learnt any.
     """
 
     def merit(results: Sequence[Result]) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""What the command lines of the examples share: one sentence for an option that cannot be."""
+"""Command lines of the examples, with one clear error for an option that cannot run."""
 
 import errno
 import importlib.util
@@ -16,7 +16,7 @@ except ImportError as error:
 
 
 def require(options: Any, holds: bool, name: str, what: str) -> None:
-    """Raises ValueError, in one sentence, where an option is not what it must be."""
+    """Raise ValueError unless an option holds what it must."""
     if not holds:
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"{flag} must be {what}, got {getattr(options, name)}.")
@@ -28,13 +28,13 @@ def require_counts(options: Any, *names: str) -> None:
 
 
 def require_rate(options: Any) -> None:
-    """That the learning rate is one."""
+    """Require a finite, positive learning rate."""
     good = 0 < options.learning_rate < float("inf")
     require(options, good, "learning_rate", "more than 0")
 
 
 def require_module(name: str, purpose: str, extra: str = EXTRA) -> None:
-    """Raises ValueError, in one sentence, where a package is missing."""
+    """Raise ValueError where a package is missing."""
     try:
         found = importlib.util.find_spec(name) is not None
     except ImportError:
@@ -48,7 +48,7 @@ def require_torch(purpose: str, instead: str = "") -> None:
 
 
 def launch(options: type, main: Callable[[Any], None]) -> None:
-    """`main` with the options of the command line, or one sentence and exit code 1."""
+    """Run `main` with the options of the command line, or print one error and exit with 1."""
     chosen = tyro.cli(options)
     try:
         require_module("matplotlib", "The figure")

@@ -1,4 +1,4 @@
-"""Where an example writes: a folder that is checked before the work, and whole figures in it."""
+"""Output of an example: a folder that is checked before the work, and figures in it."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def make_folder(path: Path) -> None:
-    """Raises ValueError, in one sentence, for a folder that cannot be made or written to."""
+    """Make a folder. Raise ValueError where it cannot be made or written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -19,7 +19,7 @@ def make_folder(path: Path) -> None:
 def new_figure(
     panels: int, title: str, rows: int = 1, size: tuple[float, float] = (5.4, 4.4)
 ) -> tuple[Any, Any]:
-    """A figure that needs no screen, and its axes, side by side, in one row or several.
+    """A figure that needs no screen, and its axes, in one row or several.
 
     `size` is a panel's width and height, in inches.
     """
@@ -37,7 +37,7 @@ def new_figure(
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
+    """Write a PNG file atomically."""
     import matplotlib.pyplot as plt
 
     png = io.BytesIO()
@@ -46,8 +46,13 @@ def save_figure(figure: Any, path: Path) -> None:
     write_whole(path, png.getvalue())
 
 
+def print_written(*paths: Path) -> None:
+    """The last lines of every example."""
+    print("\nWritten", *paths, sep="\n  ")
+
+
 def write_whole(path: Path, contents: bytes) -> None:
-    """Writes all of a file, or leaves what was there."""
+    """Write a file atomically: all of it, or the old contents stay."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(contents)

@@ -1,4 +1,4 @@
-"""Runs of `jaxrnn.training.fit` as the examples keep them: begun anew, or resumed with --resume."""
+"""Folders of runs of `jaxrnn.training.fit`: new ones, or resumed with --resume."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def begin(options: Any, example: str) -> Path:
     chosen["example"] = example
     partial = note.with_suffix(".partial")
     begun = _read(note)
-    # Killed before its note was whole, a run leaves no more than the partial one.
+    # A run that was killed before its note was complete leaves only the partial one.
     empty = folder.is_dir() and {*folder.iterdir()} <= {partial}
     if os.path.lexists(folder) and not empty and begun.get("example") != example:
         sys.exit(
@@ -50,7 +50,7 @@ def begin(options: Any, example: str) -> Path:
 
 
 def _read(note: Path) -> dict[str, Any]:
-    """What the note says, or nothing."""
+    """The options in the note, or none."""
     try:
         begun = json.loads(note.read_text())
     except (OSError, ValueError):
@@ -59,7 +59,7 @@ def _read(note: Path) -> dict[str, Any]:
 
 
 def fit(folder: Path, resumed: bool, *arguments: Any, **settings: Any) -> training.History:
-    """`training.fit`, from where the folder has it.
+    """Call `training.fit` with the run in a folder.
 
     What it cannot go on with, or cannot write, ends the program with its sentence; Ctrl-C ends it
     as it ends any program, after a checkpoint.
