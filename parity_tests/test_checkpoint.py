@@ -32,7 +32,7 @@ def test_checkpoint_keeps_less_of_a_long_sequence():
 
 def test_within_shooting_a_cell_keeps_its_parameters_gradients():
     def step(leak, carry, gx, gh):
-        return (jax.nn.sigmoid(leak) * carry[0] + jnp.tanh(gx + gh),)
+        return (cells.spread(jax.nn.sigmoid(leak), gx) * carry[0] + jnp.tanh(gx + gh),)
 
     cell = cells.Cell("leaky", 1, 1, step)
     x = jnp.sin(jnp.arange(6.0 * B * I)).reshape(6, B, I)
