@@ -70,6 +70,22 @@ for make, told in [
         raise AssertionError(told)
 """
 
+# In a process of its own, for the same reason.
+NUMBERS = """
+import jax.numpy as jnp, numpy as np
+from jaxrnn import cells, strategies
+weights = cells.Weights(jnp.ones((12, 3)), jnp.ones((12, 4)))
+mask = jnp.array([[1, 1], [1, 0], [1, 0], [0, 0]])
+call = cells.gru, weights, jnp.ones((4, 2, 3)), (jnp.zeros((2, 4)),)
+wanted, _ = strategies.Checkpoint(2)(*call, mask.astype(bool))
+for dtype in (jnp.int32, jnp.float32):
+    np.testing.assert_allclose(strategies.Checkpoint(2)(*call, mask.astype(dtype))[0], wanted)
+"""
+
+
+def test_a_mask_of_numbers_is_one_of_booleans():
+    subprocess.run([sys.executable, "-c", NUMBERS], check=True)
+
 
 def test_options_of_the_wrong_type_take_one_sentence():
     subprocess.run([sys.executable, "-c", WRONG_TYPES], check=True)
