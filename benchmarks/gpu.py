@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
-JAX_WORKERS, TORCH_WORKERS, HEAVY_WORKERS = 8, 5, 2
+JAX_WORKERS, TORCH_WORKERS, HEAVY_WORKERS = 6, 5, 1
+HEAVY_SHARE, LIGHT_SHARE = 0.45, 0.07  # of the GPU's memory; the rest is for PyTorch
 STEPS = 512
 # A compiler that tries products out on the GPU would disturb the timings of the others. cuBLAS's
 # own choice costs the products around the kernels some per cent, three TF32 products a quarter.
@@ -160,15 +161,16 @@ def main() -> None:
     start = time.time()
     deadline = start + given.seconds - 15  # time for the report
     command = [sys.executable, __file__, "--out", str(given.out), "--worker"]
-    workers = [
-        subprocess.Popen(
+    def start(framework: str, share: int, shares: int) -> subprocess.Popen:
+        memory = HEAVY_SHARE if share < HEAVY_WORKERS else LIGHT_SHARE
+        return subprocess.Popen(
             [*command, framework, str(share), str(shares), str(deadline)],
-            env=environment,
+            env=environment | {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(memory)},
             stderr=(given.out / f"gpu-{framework}-{share}.log").open("w"),
         )
-        for framework, shares in (("jax", JAX_WORKERS), ("torch", TORCH_WORKERS))
-        for share in range(shares)
-    ]
+
+    kinds = ("jax", JAX_WORKERS), ("torch", TORCH_WORKERS)
+    workers = [start(name, share, shares) for name, shares in kinds for share in range(shares)]
     for worker in workers:
         try:
             worker.wait(max(1.0, deadline + 8 - time.time()))

@@ -143,7 +143,7 @@ def on(monkeypatch):
 def test_what_a_gpu_does_not_run_native_refuses_and_the_default_gives_to_scan(
     on, gpu, hidden, told
 ):
-    weights, x, carry = layer_of(cells.lstm, hidden, 3)
+    weights, x, carry = layer_of(cells.lstm, hidden, 3, steps=32)
     on(gpu)
     native = strategies.Native()
     refusal = native.refusal(cells.lstm, weights, x, carry)
@@ -158,10 +158,10 @@ def test_what_a_gpu_does_not_run_native_refuses_and_the_default_gives_to_scan(
 
 @pytest.mark.skipif(not device_code.load(), reason="this build of jaxrnn has no CUDA kernels")
 def test_the_default_on_a_gpu_for_few_steps_and_for_float64(on):
-    weights, x, carry = layer_of(cells.gru, 64, 3)
+    weights, x, carry = layer_of(cells.gru, 64, 3, steps=32)
     on(A_GPU)
     assert strategies.default(cells.gru, weights, x, carry) == strategies.Native()
-    assert strategies.default(cells.gru, weights, x[:1], carry) == strategies.Scan()
+    assert strategies.default(cells.gru, weights, x[:31], carry) == strategies.Scan()
     assert strategies.default(cells.gru, *wide((weights, x, carry))) == strategies.Scan()
 
 

@@ -9,15 +9,18 @@ from jaxrnn.strategies.base import Strategy
 from jaxrnn.strategies.native import Native
 from jaxrnn.strategies.scan import Scan
 
-_LEAST_ON_GPU = 8
-"""Steps from which the CUDA kernels beat `Scan`, by `benchmarks/results/gpu-2026-11-26.md`."""
+_LEAST_ON_GPU = 32
+"""Steps from which the CUDA kernels are chosen.
+
+`benchmarks/results/gpu-h100-2026-11-26.md` has 512 steps. For few, a call's fixed cost would count.
+"""
 
 
 def default(cell: Cell, weights: Weights, x: Array, carry: Carry) -> Strategy:
     """The strategy for `strategy=None`: `Native` where it runs and is faster, else `Scan`.
 
     It is chosen when a function is traced, by the default backend, the cell, the dtypes and the
-    shapes: on a GPU for 8 steps or more and a carry in float32. A dimension without a value, as in
+    shapes: on a GPU for 32 steps or more and a carry in float32. A dimension without a value, as in
     `jax.export`, leaves `Scan`.
 
     Example:
