@@ -161,6 +161,7 @@ def main() -> None:
     start = time.time()
     deadline = start + given.seconds - 15  # time for the report
     command = [sys.executable, __file__, "--out", str(given.out), "--worker"]
+
     def start(framework: str, share: int, shares: int) -> subprocess.Popen:
         memory = HEAVY_SHARE if share < HEAVY_WORKERS else LIGHT_SHARE
         return subprocess.Popen(
