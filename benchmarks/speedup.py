@@ -54,7 +54,8 @@ def gpu_means(results: report.Results) -> Means:
     def mean(peer: str, mode: str) -> float | None:
         return gpu_report.geometric_mean(gpu_report.ratios(points, peer, mode=(mode,), **usual))
 
-    return {label: [mean(peer, mode) for mode in GPU_GROUPS] for peer, label in GPU_PEERS.items()}
+    found = {label: [mean(p, mode) for mode in GPU_GROUPS] for p, label in GPU_PEERS.items()}
+    return {label: row for label, row in found.items() if any(row)}
 
 
 def title(training: Means, gpu: Means | None) -> str:
@@ -67,13 +68,15 @@ def title(training: Means, gpu: Means | None) -> str:
     )
     trained = [row[1] for label, row in (gpu or {}).items() if "cuDNN" in label and row[1]]
     if trained:
-        told += f";\non a GPU {min(trained):.1f} to {max(trained):.1f} times as fast as cuDNN"
+        lowest, highest = (f"{bound:.1f}" for bound in (min(trained), max(trained)))
+        times = lowest if lowest == highest else f"{lowest} to {highest}"
+        told += f";\non a GPU {times} times as fast as cuDNN"
     return told
 
 
 def bars(axis: Any, name: str, means: Means, groups: Sequence[str]) -> None:
     for n, (label, row) in enumerate(means.items()):
-        places = [group + 0.27 * (n - 1) for group in range(len(groups))]
+        places = [group + 0.27 * (n - (len(means) - 1) / 2) for group in range(len(groups))]
         heights = [m or 0 for m in row]
         drawn = axis.bar(places, heights, 0.25, label=label, color=COLOURS[n], zorder=2)
         texts = [f"{m:.1f}" if m else "–" for m in row]
@@ -114,7 +117,7 @@ def draw(cpu: report.Results, gpu: report.Results | None) -> bytes:
 
 
 def main() -> None:
-    cpu, gpu = summary.newest("cpu"), summary.newest("gpu")
+    cpu, gpu = summary.newest("cpu"), summary.newest("gpu-h100")
     if cpu is None:
         sys.exit("No results are committed yet: `make bench` measures them.")
     report.write(PATH, draw(cpu[0], gpu[0] if gpu else None))

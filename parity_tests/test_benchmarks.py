@@ -154,11 +154,10 @@ def test_the_figures_means(monkeypatch):
         }
         rows += [{**point, "peer": ours, "us": us}, {**point, "peer": theirs, "us": other}]
     gpu = speedup.gpu_means({"rows": rows})
-    assert gpu["cuDNN"] == [None, pytest.approx(2.0)]
-    assert gpu["Flax (nnx.RNN)"] == [None, None]
+    assert gpu == {"cuDNN": [None, pytest.approx(2.0)]}
 
     results, _ = summary.newest("cpu")
     cpu = speedup.cpu_means(results, "training")
     table = report.summary_table(results)
     assert f"| LSTM, dense | 20 | 1.54 | {cpu['PyTorch'][2]:.2f} |" in table
-    assert speedup.title(cpu, gpu).endswith("on a GPU 2.0 to 2.0 times as fast as cuDNN")
+    assert speedup.title(cpu, gpu).endswith("on a GPU 2.0 times as fast as cuDNN")

@@ -42,8 +42,12 @@ class Capabilities(NamedTuple):
 
 EVERYTHING = Capabilities()
 
-HOLD, RUN, RESET = range(3)
-"""In a mask of integers: no step, a step, and a step that starts from the initial state."""
+HOLD = 0
+"""In a mask of integers: no step, the state is kept."""
+RUN = 1
+"""In a mask of integers: a step."""
+RESET = 2
+"""In a mask of integers: a step that starts from the initial state."""
 
 
 @runtime_checkable
