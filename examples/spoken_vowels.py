@@ -60,7 +60,7 @@ class Options:
     """Trains a speaker classifier on the JapaneseVowels recordings, in JAX and in PyTorch."""
 
     seeds: int = 1
-    """How many times to train, each with its own initial weights, split, batches and noise."""
+    """The number of runs, each with its own initial weights, split, batches and noise."""
     epochs: int = 60
     """Passes over the training set."""
     batch_size: int = 27
@@ -187,7 +187,7 @@ class Run:
         self.validation.append(self.side.evaluate(validation))
 
     def keep(self, history: training.History) -> None:
-        """What `fit` has seen, in place of `epoch` after `epoch`."""
+        """Store the history of a whole call of `fit`, as repeated calls of `epoch` would."""
         scores = np.column_stack([history["loss"], history["accuracy"]])
         watched = np.column_stack([history["validation_loss"], history["validation_accuracy"]])
         self.steps = np.split(scores, len(watched))
@@ -238,7 +238,7 @@ def main(options: Options) -> None:
 
 @dataclasses.dataclass
 class Compilation:
-    """What JAX took to compile all that `train` runs, once for all seeds."""
+    """The seconds that JAX takes to compile `train`'s programs, once for all seeds."""
 
     seconds: float = 0.0
     steps: int = 0  # shapes of the training step

@@ -98,7 +98,7 @@ def stack(
 def _number_steps(
     mask: Bool[Array, "T B"] | None, resets: Bool[Array, "T B"] | None
 ) -> tuple[Array | None, Array | None]:
-    """What a strategy is told of every step, forwards and in the reverse direction."""
+    """The masks of steps that strategies take, for the forward and the reverse direction."""
     if resets is None:
         return mask, mask
     runs = jnp.ones_like(resets) if mask is None else mask

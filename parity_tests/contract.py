@@ -69,6 +69,6 @@ def runs_the_kernel(strategy):
 
 
 def skip_if_refused(strategy, cell, projected=False):
-    """What Native does not run it refuses, in a test of its own."""
+    """Native refuses what it does not run; another test checks that."""
     if runs_the_kernel(strategy) and (cell is CELLS["user"] or projected):
         pytest.skip("Native runs PyTorch's cells, without projections")

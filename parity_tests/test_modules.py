@@ -1,4 +1,4 @@
-"""What the modules are besides their numbers: parameters, dtypes, dropout, and their refusals."""
+"""Parameters, dtypes, dropout and errors of the modules."""
 
 import dataclasses
 import inspect

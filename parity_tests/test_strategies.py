@@ -373,7 +373,7 @@ def test_scan_of_a_symbolic_number_of_steps_is_not_unrolled():
 
 
 def test_scan_stores_no_intermediate_of_the_cell_and_accumulates_no_weight_gradient():
-    """What the derivative rule is for, read off the program of a gradient."""
+    """The gradient's program has the form that the derivative rule exists for."""
     weights, x, carry = arguments(cells.lstm)
 
     def loss(weights):

@@ -60,7 +60,7 @@ class Utterances:
 
 
 class Task:
-    """What one seed trains on, watches and is tested on, scaled by what it trains on."""
+    """Training, validation and test sets of one seed, scaled by the training set."""
 
     def __init__(
         self, recordings: Utterances, tests: Utterances, *, validation: float, seed: int

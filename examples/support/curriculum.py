@@ -50,7 +50,7 @@ class TokenClassifier(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Regime:
-    """How to train: the same for every cell."""
+    """The settings of training, the same for every cell."""
 
     vocabulary: int
     stages: Sequence[int]  # the longest sequence of each stage

@@ -17,7 +17,7 @@ outputs."""
 
 
 class Initialisers(NamedTuple):
-    """How the parameters start; None for U(-1/sqrt(H), 1/sqrt(H)), PyTorch's own."""
+    """Initializers of the parameters; None stands for PyTorch's U(-1/sqrt(H), 1/sqrt(H))."""
 
     kernel: Initializer | None = None
     recurrent: Initializer | None = None

@@ -157,7 +157,7 @@ def drop(y: Array, mask: Array, rate: float) -> Array:
 
 
 class Noise:
-    """What happens at random in one call, from keys or from masks that are given."""
+    """The random masks of one call, drawn from keys or given by the caller."""
 
     def __init__(self, rates: Rates, counts: dict[str, int], keys: Sequence[Array], given: Any):
         self.rates, self.given = rates, given

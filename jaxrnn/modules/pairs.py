@@ -90,7 +90,7 @@ def _places() -> Iterator[_Place]:
 
 
 def _is_of_libraries(layer: Any) -> bool:
-    """Whether a library defines the layer, which then takes no pair; not so a user's own."""
+    """Return True if a library defines the layer: only a user's own layer may take a pair."""
     while True:
         if isinstance(layer, functools.partial):
             inner = layer.func

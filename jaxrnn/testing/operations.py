@@ -18,7 +18,7 @@ _EXACT = frozenset(_EXACT_NAMES.split())
 
 @functools.cache
 def is_exact(func: Any) -> bool:
-    """Whether an operation is exact or returns a view."""
+    """Return True if an operation is exact or returns a view."""
     returns = func._schema.returns
     view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
     return view or _name(func) in _EXACT
@@ -41,7 +41,7 @@ def _name(func: Any) -> str:
 
 
 def terms(func: Any, args: Any, dtype: str) -> int:
-    """How many terms the sums in an operation have that `dtype` accumulates, at least 1."""
+    """The number of terms, at least 1, in the sums of an operation that `dtype` accumulates."""
     name = _name(func)
     if name not in _TERMS or (dtype == "bfloat16" and name not in _SUMS):
         return 1

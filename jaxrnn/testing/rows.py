@@ -48,7 +48,7 @@ class Row:
 
     @property
     def error(self) -> float:
-        """What is judged: the ratio if measured, else norm_relative for gradients, else max_abs.
+        """The judged error: the ratio if measured, else norm_relative for gradients, else max_abs.
 
         For outputs, states and losses the tolerance is `tolerance(...)` times max(1, max|ref|).
         """
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within tolerance or the floor: never with a NaN on any side."""
+        """True if the error is within the tolerance or the floor; False with a NaN on any side."""
         return self.error <= self.tolerance or self._by_floor
 
     @property

@@ -55,7 +55,7 @@ def gpu() -> Gpu | None:
 
 @functools.cache
 def fits(gpu: Gpu, cell: int, precision: int, hidden: int, rows: int) -> bool:
-    """Whether the kernels of both passes fit; `cell` and `precision` as they number them."""
+    """Return True if the kernels of both passes fit. `cell` and `precision` are their numbers."""
     found, size = library(), padded(hidden)
     assert found is not None
     limits = gpu.multiprocessors, gpu.shared_memory, gpu.has_clusters, 0

@@ -17,8 +17,8 @@ from jaxrnn.strategies.shooting.chunks import Boundaries, Cut, Info, Knobs, exci
 
 
 class Trace(NamedTuple):
-    """What the adjoint takes over from the forward pass: the starts of the chunks, and of each the
-    outputs and what the inner recurrence saved."""
+    """Saved for the adjoint: the initial states of the chunks, their outputs, and the arrays that the
+    inner recurrence saved."""
 
     starts: Carry
     hs: Array
@@ -179,7 +179,7 @@ class Shot(Recurrence):
         return (dweights, dx, first), info
 
     def _cut(self, x: Array, mask: Array | None) -> tuple[Cut, Array, Array | None]:
-        """How to cut, and x and the mask in chunks, with steps to spare masked out."""
+        """The cut, and x and the mask in chunks; the steps of the padding are masked out."""
         steps, batch = x.shape[:2]
         cut = Cut(self.chunks, batch)
         spare = -steps % self.chunks
