@@ -75,8 +75,8 @@ def stack(
         # Masked at the entrance and not at the exit, where 0 * NaN would poison the gradients.
         x = jnp.where(mask[:, :, None], x, jnp.zeros_like(x))
     steps = _number_steps(mask, resets)
-    x = sharding.by_rows(x)
-    weights = [[sharding.gathered(w) for w in directions] for directions in weights]
+    x = sharding.gather_features(x)
+    weights = [[sharding.gather_weights(w) for w in directions] for directions in weights]
     carry = sharding.placed_as(x, weights, carry)
     last: list[Carry] = []
     for layer, directions in enumerate(weights):

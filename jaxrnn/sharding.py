@@ -40,7 +40,7 @@ def placed_as(x: Array, weights: Any, carry: Carry) -> Carry:
     return tuple(placed(c) for c in carry)
 
 
-def gathered(weights: Weights) -> Weights:
+def gather_weights(weights: Weights) -> Weights:
     """Weights gathered onto every device if an explicit mesh divides them."""
 
     def whole(a: Array) -> Array:
@@ -51,7 +51,7 @@ def gathered(weights: Weights) -> Weights:
     return shared._replace(mask=weights.mask, initial=weights.initial)
 
 
-def by_rows(x: Array) -> Array:
+def gather_features(x: Array) -> Array:
     """A sequence (T, B, I), divided over an explicit mesh only by its rows."""
     spec = jax.typeof(x).sharding.spec
     if not any((spec[0], spec[2])):

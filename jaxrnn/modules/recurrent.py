@@ -233,8 +233,8 @@ class Recurrent(Module, Generic[State]):
             h_n, or (h_n, c_n): each row's state after its last step, shaped as `hx`.
 
         Raises:
-            TypeError: for `layer(*outputs)`, the output and the state of one call by position, as
-                `nnx.Sequential` passes them. `hx=` by name takes any state.
+            TypeError: in `nnx.Sequential`, where the pair of one layer would be unpacked into the
+                arguments of the next. `hx=` by name takes any state.
         """
         x = checks.array(self._name, input)
         checks.sequence(type(self).__name__, self._name, x, self.input_size, self.batch_first)

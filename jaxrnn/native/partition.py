@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 NO_ROWS = -1
 
 
-def by_rows(
+def run_by_rows(
     run: Callable[..., list[Any]], operands: Sequence[int], results: Sequence[int]
 ) -> Callable[..., list[Any]]:
     """`run(*arrays) -> list of arrays` on each device's rows.

@@ -9,7 +9,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from jaxrnn.native.partition import by_rows
+from jaxrnn.native.partition import run_by_rows
 from jaxrnn.sharding import needs_devices
 
 
@@ -66,7 +66,7 @@ def make_primitive(
             def run(*arrays: Array) -> list[Array]:
                 return flat(kernel)(*arrays, call=call, structure=structure, devices=devices)
 
-            sharded = by_rows(run, jax.tree.leaves(operands), jax.tree.leaves(results))
+            sharded = run_by_rows(run, jax.tree.leaves(operands), jax.tree.leaves(results))
             return mlir.lower_fun(sharded, multiple_results=True)(context, *leaves)
 
         return lower

@@ -120,7 +120,7 @@ def conditioning(func: Any, args: Any, dtype: str) -> tuple[int, Any]:
     return position, factor.expand_as(grouped).reshape(x.shape)
 
 
-def by_rows(func: Any) -> Callable[..., Any] | None:
+def softmax_by_rows(func: Any) -> Callable[..., Any] | None:
     """A softmax or its gradient, called as (rounded, *args) with a function that rounds sums.
 
     An error in the sum of a row is one of all its elements, so that over a row they no longer

@@ -144,7 +144,7 @@ def noise(dtype: str, seed: int) -> Any:
 
             args = tuple(convert(i, value) for i, value in enumerate(args))
             kwargs = {key: convert(key, value) for key, value in kwargs.items()}
-            if rows := operations.by_rows(func):
+            if rows := operations.softmax_by_rows(func):
                 return rows(lambda sums: noisy(sums, scale_of(func, args, "float64")), *args)
             return sums_with_noise(func, func(*args, **kwargs), scale)
 

@@ -17,8 +17,8 @@ from jaxrnn.strategies.shooting.chunks import Boundaries, Cut, Info, Knobs, exci
 
 
 class Trace(NamedTuple):
-    """Saved for the adjoint: the initial states of the chunks, their outputs, and the arrays that the
-    inner recurrence saved."""
+    """Saved for the adjoint: initial states and outputs of the chunks, and the inner recurrence's
+    own saved arrays."""
 
     starts: Carry
     hs: Array
