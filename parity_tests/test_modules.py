@@ -601,3 +601,17 @@ def test_a_stack_refuses_lengths_that_would_broadcast_or_truncate(lengths, said)
     with pytest.raises((ValueError, TypeError)) as caught:
         stack(jaxrnn.cells.gru, [[W]], X, (jnp.zeros((1, 4, 6)),), jnp.asarray(lengths))
     assert str(caught.value) == said
+
+
+class Own(jaxrnn.GRU):
+    """A subclass without a constructor of its own."""
+
+
+@pytest.mark.parametrize("cls", [*LAYERS, *CELLS, Own])
+def test_errors_about_arguments_name_the_class_that_was_called(cls):
+    for options, told in (
+        ({"rngs": nnx.Rngs(0), "batchfirst": True}, "unexpected keyword argument 'batchfirst'"),
+        ({}, "missing 1 required keyword-only argument: 'rngs'"),
+    ):
+        with pytest.raises(TypeError, match=rf"^{cls.__name__}\.__init__\(\) .*{told}$"):
+            cls(3, 4, **options)

@@ -1,6 +1,7 @@
 """Refusal of a constructor's arguments, with PyTorch's phrase where PyTorch has one."""
 
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,16 @@ from jax import Array
 
 from jaxrnn.cells import Carry, Cell, advance
 from jaxrnn.modules.noise import Rates
+from jaxrnn.modules.options import Options
+
+
+def options(name: str, given: Mapping[str, Any]) -> None:
+    """Refuses wrong or missing `Options` in the name of the class that was called."""
+    unknown = [key for key in given if key not in Options.__annotations__]
+    if unknown:
+        raise TypeError(f"{name}.__init__() got an unexpected keyword argument {unknown[0]!r}")
+    for key in Options.__required_keys__ - given.keys():
+        raise TypeError(f"{name}.__init__() missing 1 required keyword-only argument: {key!r}")
 
 
 def constructor(

@@ -43,6 +43,7 @@ class RNN(Recurrent[Array]):
         proj_size: int = 0,
         **options: Unpack[Options],
     ):
+        arguments.options(type(self).__name__, options)
         arguments.nonlinearity(type(self).__name__, nonlinearity)
         arguments.no_projection(type(self).__name__, proj_size)
         self.nonlinearity = nonlinearity
@@ -95,6 +96,7 @@ class GRU(Recurrent[Array]):
         proj_size: int = 0,
         **options: Unpack[Options],
     ):
+        arguments.options(type(self).__name__, options)
         arguments.no_projection(type(self).__name__, proj_size)
         super().__init__(
             cells.gru,
@@ -147,6 +149,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         proj_size: int = 0,
         **options: Unpack[Options],
     ):
+        arguments.options(type(self).__name__, options)
         super().__init__(
             cells.lstm,
             input_size,
