@@ -1,8 +1,13 @@
 """The command that measures the comparer's error rates, on a small share of its pairs."""
 
+import jax.numpy as jnp
+import numpy as np
+
 import mutations
 import pairs
 import rates
+
+NAMES = list(mutations.parameters(pairs.PAIRS["LSTM, projected"].ours(pairs.SIZES[0])))
 
 
 def test_a_small_share_of_the_rates():
@@ -34,3 +39,23 @@ def test_every_edit_changes_one_place():
             assert name in names
             right = mutations.no_edits(len(names))
             assert sum((a != b).sum() for a, b in zip(edits, right, strict=True)) == 1
+
+
+def test_edits_scale_drop_and_exchange_what_they_name():
+    s = pairs.SIZES[0]
+    pair = pairs.PAIRS["LSTM, projected"]
+    x = pair.inputs(s, np.random.default_rng(0))
+    for dtype, swapped in (
+        ("float64", {"weight_hh_l0"}),
+        ("bfloat16", {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"}),
+    ):
+        for name, edits in mutations.wrong(pair, NAMES, dtype, s.hidden):
+            module = pair.ours(s)
+            before = {k: np.asarray(p[...]) for k, p in mutations.parameters(module).items()}
+            mutations.call_ours(module, jnp.asarray(x, jnp.float32), edits)
+            for key, parameter in mutations.parameters(module).items():
+                wanted = before[key] * edits.keep[NAMES.index(key)]
+                if edits.swap.any() and key in swapped:
+                    i, f, *rest = np.split(wanted, 4)
+                    wanted = np.concatenate([f, i, *rest])
+                np.testing.assert_array_equal(parameter[...], wanted, err_msg=f"{name}: {key}")
