@@ -33,14 +33,14 @@ test-gpu: $(VENV)/test
 	$(PIP) --editable '.[cuda]'
 	JAX_DEFAULT_MATMUL_PRECISION=highest XLA_PYTHON_CLIENT_PREALLOCATE=false \
 	  XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false" \
-	  $(BIN)/python -m pytest -n 8 -v parity_tests/test_cuda.py parity_tests/test_strategies.py \
-	  parity_tests/test_transformations.py parity_tests/test_lengths.py \
-	  parity_tests/test_torch_layers.py parity_tests/test_torch_samples.py \
+	  $(BIN)/python -m pytest -n 8 -v parity_tests/native/test_cuda.py parity_tests/strategies/test_strategies.py \
+	  parity_tests/modules/test_transformations.py parity_tests/modules/test_lengths.py \
+	  parity_tests/modules/test_torch_layers.py parity_tests/modules/test_torch_samples.py \
 	  > gpu-tests.txt 2>&1; code=$$?; tail -n 20 gpu-tests.txt; exit $$code
 
 # Every instance of the CUDA kernels, compiled for two architectures: many minutes, no GPU.
 check-cuda: $(VENV)/test
-	JAXRNN_EVERY_INSTANCE=1 $(PYTEST) parity_tests/test_cuda_compiled.py
+	JAXRNN_EVERY_INSTANCE=1 $(PYTEST) parity_tests/native/test_cuda_compiled.py
 
 # `make bench FULL=1` measures the whole grid, for hours.
 bench: $(VENV)/bench
@@ -56,7 +56,7 @@ parity: $(VENV)/run
 
 # How often the comparer errs, over thousands of right and wrong pairs: about half an hour.
 rates: $(VENV)/run
-	$(BIN)/python parity_tests/rates.py
+	$(BIN)/python parity_tests/testing/rates.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -105,7 +105,7 @@ wheel: $(VENV)/publish
 	$(BIN)/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/wheel-venv
 	build/wheel-venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
-	build/wheel-venv/bin/python -W error -P parity_tests/installed.py
+	build/wheel-venv/bin/python -W error -P parity_tests/repository/installed.py
 
 $(VENV)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

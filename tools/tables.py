@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 TABLES = {
     "capabilities": ("docs/strategies.md", ["tools/capabilities.py"]),
     "times": ("docs/performance.md", ["benchmarks/summary.py"]),
-    "parity": ("docs/parity.md", ["parity_tests/table.py", "parity"]),
-    "notebook": ("docs/parity.md", ["parity_tests/table.py", "notebook"]),
-    "rates": ("docs/parity.md", ["parity_tests/rates.py"]),
+    "parity": ("docs/parity.md", ["parity_tests/helpers/table.py", "parity"]),
+    "notebook": ("docs/parity.md", ["parity_tests/helpers/table.py", "notebook"]),
+    "rates": ("docs/parity.md", ["parity_tests/testing/rates.py"]),
 }
 
 

@@ -14,7 +14,7 @@ import jaxrnn
 
 pytestmark = pytest.mark.core
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "jaxrnn"
 
 # Parts of the package that each part may import. A part that is missing here fails the test.

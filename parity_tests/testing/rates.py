@@ -1,7 +1,7 @@
 """Measures how often `compare` errs: right twins called wrong, and wrong ones called right.
 
-python parity_tests/rates.py               prints the table: half an hour on two cores
-python parity_tests/rates.py --pairs 200   fewer right pairs
+python parity_tests/testing/rates.py               prints the table: half an hour on two cores
+python parity_tests/testing/rates.py --pairs 200   fewer right pairs
 
 `python tools/tables.py rates --write` puts the table into docs/parity.md.
 """

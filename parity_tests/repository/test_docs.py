@@ -15,7 +15,7 @@ import pytest
 import jaxrnn
 import jaxrnn.models
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 FOUND = {m.name for m in pkgutil.walk_packages(jaxrnn.__path__, "jaxrnn.")}

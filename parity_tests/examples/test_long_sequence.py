@@ -9,7 +9,7 @@ import pytest
 
 from test_examples import assert_png, finished, numbers, run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_long_sequence(tmp_path):

@@ -1,7 +1,7 @@
 """Prints the parity tables of docs/parity.md: the worst errors against PyTorch.
 
-python parity_tests/table.py parity      by kind of layer
-python parity_tests/table.py notebook    by model of the notebook, on its tasks
+python parity_tests/helpers/table.py parity      by kind of layer
+python parity_tests/helpers/table.py notebook    by model of the notebook, on its tasks
 """
 
 import math

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "spoken_vowels.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "spoken_vowels.py"
 SMALL = ["--epochs", "2", "--hidden-size", "4", "--batch-size", "90"]
 
 WITHOUT_TORCH = f"""

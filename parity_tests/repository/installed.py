@@ -1,6 +1,6 @@
 """One training step with an installed jaxrnn and its CPU kernel, without PyTorch.
 
-    python -P parity_tests/installed.py
+    python -P parity_tests/repository/installed.py
 
 `make wheel` and cibuildwheel run it in an environment that holds only the wheel.
 """

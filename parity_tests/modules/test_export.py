@@ -29,7 +29,7 @@ def need(*packages, extra):
 
 
 def test_the_extras_exist():
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
     for extra in ("export", "onnx"):
         assert extras[extra]

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 pytestmark = pytest.mark.needs("torch")
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ["variable_lengths", "port_from_torch"]
 
 

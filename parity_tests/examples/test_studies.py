@@ -15,7 +15,7 @@ import jaxrnn
 
 pytestmark = pytest.mark.needs("torch")
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ["train_classifier", "compare_cells"]
 
 

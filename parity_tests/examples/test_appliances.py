@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 # One batch for each bucket keeps compilation short.
 SMALL = ["--seeds", "2", "--epochs", "2", "--hidden-size", "4", "--frame", "50"]
 SMALL += ["--buckets", "2", "--batch-size", "500"]

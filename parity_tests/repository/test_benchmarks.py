@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.needs("torch")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 JAX_PEERS = {"default", "native", "flax", "keras"}
 POINT = {"cell": "lstm", "lengths": "ragged", "batch": 4, "steps": 5, "inputs": 3, "hidden": 4}
