@@ -27,16 +27,13 @@ TESTS ?= -m core
 test-newest: $(NEWEST)/test
 	$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal --without=torch $(TESTS) parity_tests
 
-# On a machine with an NVIDIA GPU; an outcome a line in gpu-tests.txt. Products in full float32, and no
-# trying out of algorithms: the tests compile thousands of small programs.
+# The tests marked `gpu`, on a machine with an NVIDIA GPU; an outcome a line in gpu-tests.txt. Products
+# in full float32, and no trying out of algorithms: the tests compile thousands of small programs.
 test-gpu: $(VENV)/test
 	$(PIP) --editable '.[cuda]'
 	JAX_DEFAULT_MATMUL_PRECISION=highest XLA_PYTHON_CLIENT_PREALLOCATE=false \
 	  XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false" \
-	  $(BIN)/python -m pytest -n 8 -v parity_tests/native/test_cuda.py parity_tests/strategies/test_strategies.py \
-	  parity_tests/modules/test_transformations.py parity_tests/modules/test_lengths.py \
-	  parity_tests/modules/test_torch_layers.py parity_tests/modules/test_torch_samples.py \
-	  > gpu-tests.txt 2>&1; code=$$?; tail -n 20 gpu-tests.txt; exit $$code
+	  $(BIN)/python -m pytest -n 8 -v -m gpu > gpu-tests.txt 2>&1; code=$$?; tail -n 20 gpu-tests.txt; exit $$code
 
 # Every instance of the CUDA kernels, compiled for two architectures: many minutes, no GPU.
 check-cuda: $(VENV)/test

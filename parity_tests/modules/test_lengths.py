@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 import jaxrnn
 from jaxrnn import native, strategies
 
+pytestmark = pytest.mark.gpu
+
 T, B, I, H = 6, 4, 3, 5
 LAYERS = {
     "RNN": (jaxrnn.RNN, {"nonlinearity": "relu"}),

@@ -14,6 +14,8 @@ import jaxrnn
 from jaxrnn.testing import assert_parity
 from jaxrnn.testing.tolerances import ERROR_RATIO
 
+pytestmark = pytest.mark.gpu
+
 KINDS = {
     "RNN tanh": ("RNN", {}),
     "RNN relu": ("RNN", {"nonlinearity": "relu"}),

@@ -15,6 +15,8 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 import jaxrnn
 from jaxrnn.testing import assert_parity
 
+pytestmark = pytest.mark.gpu
+
 CLASSES = ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"]
 INFOS = {
     info.module_cls.__name__: info

@@ -11,6 +11,8 @@ from jaxrnn.checks import InputError
 from jaxrnn.native import cuda as device_code
 from jaxrnn.strategies import cuda, cuda_layout
 
+pytestmark = pytest.mark.gpu
+
 needs_gpu = pytest.mark.skipif(
     jax.default_backend() != "gpu" or not device_code.load(), reason="needs an NVIDIA GPU"
 )

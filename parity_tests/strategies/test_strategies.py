@@ -26,6 +26,8 @@ from contract import (
 from jaxrnn import cells, strategies
 from jaxrnn.cells import Weights
 
+pytestmark = pytest.mark.gpu
+
 T, B, I, H, P = 6, 3, 4, 5, 2
 _LENGTHS = np.arange(T)[:, None] < np.array([T, 2, 0])[None]
 MASKS = {
