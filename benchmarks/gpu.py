@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 JAX_WORKERS, TORCH_WORKERS, HEAVY_WORKERS = 6, 5, 1
 HEAVY_SHARE, LIGHT_SHARE = 0.45, 0.07  # of the GPU's memory; the rest is for PyTorch
 STEPS = 512
-# A compiler that tries products out on the GPU would disturb the timings of the others. cuBLAS's
-# own choice costs the products around the kernels some per cent, three TF32 products a quarter.
+# Autotuning would run products on the GPU and disturb the timings of other workers. Without it the
+# products around the kernels take a few per cent longer, those in three TF32 parts a quarter.
 UNTUNED = "--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false"
 
 

@@ -77,7 +77,7 @@ def hoist(cell: Cell, weights: Weights, x: Array, carry: Carry) -> tuple[Cell, W
     _check(cell, returned, gh)
     consts = list(closed.consts)
     new = _remembered(cell.step, closed, TracedStep(closed.jaxpr, gx.shape[0]))
-    # Without a proof of it, both projections are kept: more memory, and no wrong derivative.
+    # Both projections are kept unless that is proved: more memory, and no wrong derivative.
     additive = cell.additive and _adds(closed.jaxpr)
     cell = cell._replace(step=new, additive=additive)
     return cell, weights._replace(cell=(weights.cell, consts))
@@ -112,7 +112,7 @@ class TracedStep:
 
 
 def _adds(jaxpr: Any) -> bool:
-    """True if the last two arguments, gx and gh, are used as their sum alone."""
+    """True if gx and gh, the last two arguments, enter only through their sum."""
     pair = set(jaxpr.invars[-2:])
     sums = [e for e in jaxpr.eqns if e.primitive.name in ("add", "add_any")]
     alone = [e for e in sums if {v for v in e.invars if isinstance(v, Var)} == pair]
@@ -125,7 +125,7 @@ _SEEN: OrderedDict[Any, tuple[list[Any], TracedStep]] = OrderedDict()
 
 
 def _remembered(step: Any, closed: Any, new: TracedStep) -> TracedStep:
-    """The equal step of an earlier call, if there is one, so that `jax.jit` reuses its program."""
+    """An equal step of an earlier call if there is one, so that `jax.jit` reuses its program."""
     if any(isinstance(c, jax.core.Tracer) for c in closed.consts):
         return new
     key = (step, new.rows, tuple(v.aval for v in new.jaxpr.invars))
@@ -144,11 +144,11 @@ def _remembered(step: Any, closed: Any, new: TracedStep) -> TracedStep:
 
 
 def _program(closed: Any) -> list[Any]:
-    """Values that are equal for equal programs: the text, and what the text leaves out."""
+    """Values that equal programs share: the jaxpr's text, and the constants that it omits."""
     inside, custom = _inside(closed.jaxpr)
     if not custom:
         return [str(closed.jaxpr), *inside]
-    # The text shows no rules of one's own: those of the first derivative are in its program.
+    # The text omits custom derivative rules; the derivative's jaxpr contains them.
     avals = [v.aval for v in closed.jaxpr.invars]
     moving = [jnp.issubdtype(a.dtype, jnp.inexact) for a in avals]
 
@@ -167,7 +167,7 @@ def _program(closed: Any) -> list[Any]:
 
 
 def _inside(jaxpr: Any) -> tuple[list[Any], bool]:
-    """Constants of inner programs and functions, and whether there are derivatives of one's own."""
+    """Constants and functions inside a jaxpr, and True if it has custom derivative rules."""
     found: list[Any] = []
     custom = False
     for eqn in jaxpr.eqns:
@@ -187,7 +187,10 @@ def _inside(jaxpr: Any) -> tuple[list[Any], bool]:
 
 
 class _Constant:
-    """An array, equal to itself and, as NumPy's may change in place, to one of the same bytes."""
+    """An array as a value: JAX's equals itself alone, NumPy's any of the same bytes.
+
+    NumPy's may change in place, hence the bytes.
+    """
 
     def __init__(self, array: Any) -> None:
         self.array = array if isinstance(array, jax.Array) else None

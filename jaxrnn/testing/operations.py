@@ -1,4 +1,4 @@
-"""PyTorch's operations as far as rounding goes: exact or not, terms of sums, conditioning."""
+"""Rounding properties of PyTorch's operations: exactness, terms of sums, conditioning."""
 
 import functools
 import math

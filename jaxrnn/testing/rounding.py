@@ -1,4 +1,4 @@
-"""Rounding noise in PyTorch: how far each result moves when every operation rounds at random.
+"""Rounding error of PyTorch's results, estimated by rounding every operation at random.
 
 A gradient that cancels (of a bias before batch normalisation, of attention's key bias) consists
 of rounding, and no relative tolerance holds for it. Its floor is measured for that tensor alone:
@@ -28,15 +28,15 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Floor(NamedTuple):
-    """The size of an error d that rounding explains: of its largest element, and of its 2-norm.
+    """Largest element and 2-norm of an error d that rounding alone explains.
 
     With the covariance C of d, found from the draws:
 
         element = 3 max_i sqrt(C_ii)
         norm    = sqrt(tr C) (1 + 2 / sqrt(n)),  n = (tr C)^2 / tr C^2
 
-    n counts the independent directions of d. The 2-norm of many varies little, so that an error in
-    all elements shows although each element alone might be rounding.
+    n is the number of independent directions of d. With many of them the 2-norm varies little, so
+    it reveals an error in all elements even if each element alone could be rounding.
     """
 
     element: float
@@ -93,7 +93,7 @@ def noise(dtype: str, seed: int) -> Any:
     x becomes x (1 + u max(1, sqrt(n) / 2) e), with e uniform on [-1, 1], the unit roundoff u and
     the n terms of a sum; n terms added in sequence have an error of that size. In bfloat16, matrix
     products and normalisations add in float32, and n is 1 for them. Integers are exact in every
-    dtype and stay. What is normalised takes sqrt(1 + mean^2 / variance) times the noise, because
+    dtype and stay. A normalised operand gets sqrt(1 + mean^2 / variance) times the noise, because
     Flax computes the variance as E[x^2] - E[x]^2; in bfloat16 it does so in float32.
 
     The result of such a sum takes the same noise again: partial sums of terms of one sign grow to

@@ -1,4 +1,4 @@
-"""One tensor of a comparison, and its judgement."""
+"""One tensor of a comparison, and its verdict."""
 
 import dataclasses
 import math
