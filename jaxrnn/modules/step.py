@@ -98,7 +98,7 @@ class RNNCell(Step[Array]):
         dtype, param_dtype, precision, rngs: as in `RNN`. A cell is one step: it has no strategy.
 
     Attributes:
-        weight_ih (H, I), weight_hh (H, H), bias_ih (H,), bias_hh (H,).
+        weight_ih, weight_hh, bias_ih, bias_hh: parameters, (H, I), (H, H), (H,), (H,).
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
