@@ -70,9 +70,9 @@ class Recurrent(Module, Generic[State]):
         weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, weight_ih_l0_reverse, ...: the
             parameters, (G*H, I or D*P), (G*H, P), (G*H,), (G*H,), named and laid out as PyTorch's.
             A cell with `recurrent=False` has neither `weight_hh_l0` nor `bias_hh_l0`.
-        The cell's own parameters, named in the same way by the keys of what `cell.init` returns:
-            {"leak": ...} is `leak_l0`, `leak_l0_reverse`, ...; a nested key is joined by "_", and a
-            single array is called `cell_l0`. `state_dict` and `load_state_dict` use these names.
+        leak_l0, leak_l0_reverse, ...: the cell's own parameters, where `cell.init` returns
+            {"leak": ...}. A nested key is joined by "_", and a single array is called `cell_l0`.
+            `state_dict` and `load_state_dict` use these names.
 
     Raises:
         ValueError, TypeError: for arguments and inputs of wrong type, value or shape, with
