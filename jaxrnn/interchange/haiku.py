@@ -24,13 +24,15 @@ def to_torch(kind: str, params: Mapping[str, Any], *, suffix: str = "_l0") -> St
         kind: "VanillaRNN" (for `RNN(nonlinearity="relu")`), "LSTM", or "GRU" (for
             `Recurrent(cells.reset_before_gru, ...)`).
         params: `w` and `b` of the LSTM's linear layer; `w_i`, `w_h` and `b` of a GRU; and of a
-            VanillaRNN `input_to_hidden` and `hidden_to_hidden`, dicts of `w` and `b`.
+            VanillaRNN `linear` (of the input) and `linear_1` (of h), dicts of `w` and `b`; with
+            `double_bias=False` the second has no `b`.
         suffix: of the names.
     """
     gates.only("haiku.to_torch", kind, KINDS)
     if kind == "VanillaRNN":
-        sides = [params["input_to_hidden"], params["hidden_to_hidden"]]
-        (ih, hh), (b_ih, b_hh) = ([np.asarray(s[k]) for s in sides] for k in ("w", "b"))
+        of_x, of_h = params["linear"], params["linear_1"]
+        ih, hh, b_ih = (np.asarray(a) for a in (of_x["w"], of_h["w"], of_x["b"]))
+        b_hh = np.asarray(of_h.get("b", np.zeros_like(b_ih)))
         return gates.named(suffix, weight_ih=ih.T, weight_hh=hh.T, bias_ih=b_ih, bias_hh=b_hh)
     bias = np.array(params["b"])
     if kind == "LSTM":
@@ -50,8 +52,7 @@ def from_torch(kind: str, state: Mapping[str, Any], *, suffix: str = "_l0") -> d
     ih, hh = (gates.find(state, f"weight_{k}", suffix) for k in ("ih", "hh"))
     if kind == "VanillaRNN":
         b_ih, b_hh = gates.biases(state, suffix) or (np.zeros(len(ih), ih.dtype),) * 2
-        both = {"input_to_hidden": {"w": ih.T, "b": b_ih}}
-        return both | {"hidden_to_hidden": {"w": hh.T, "b": b_hh}}
+        return {"linear": {"w": ih.T, "b": b_ih}, "linear_1": {"w": hh.T, "b": b_hh}}
     if kind == "LSTM":
         bias = gates.summed(state, suffix)
         bias = np.zeros(len(ih), ih.dtype) if bias is None else np.array(bias)

@@ -1,4 +1,4 @@
-"""Weights of other libraries: the library's own outputs where it is installed, or its equations."""
+"""Weights of other libraries, against their own outputs, or against equations for ONNX."""
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ def test_jax_rnn():
         jax_rnn.to_torch("GRU", flat, **sizes)
 
 
-# The equations as the libraries' sources and ONNX's specification write them, one step of a row.
+# One step of a row: by the library, or by the equations of ONNX's specification.
 
 
 def sigmoid(a):
@@ -146,56 +146,41 @@ def run(step, states):
     return jnp.asarray(rows)
 
 
-def haiku_lstm(p):
-    def step(x, state):
-        h, c = state
-        i, g, f, o = np.split(np.concatenate([x, h]) @ p["w"] + p["b"], 4)
-        c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
-        return sigmoid(o) * np.tanh(c), c
+def haiku_step(name, paths):
+    """A Haiku core's step; `paths` has the module's name for each part of its parameters."""
 
-    return step
+    def make(p):
+        hk = pytest.importorskip("haiku")
+        params = {path: p[key] if key else p for key, path in paths.items()}
 
+        def call(x, state):
+            return getattr(hk, name)(H)(x, state)[1]
 
-def haiku_gru(p):
-    def step(x, state):
-        (h,) = state
-        zx, rx, ax = np.split(x @ p["w_i"], 3)
-        wz, wr, wa = np.split(p["w_h"], 3, 1)
-        bz, br, ba = np.split(p["b"], 3)
-        z, r = sigmoid(zx + h @ wz + bz), sigmoid(rx + h @ wr + br)
-        return ((1 - z) * h + z * np.tanh(ax + (r * h) @ wa + ba),)
+        core = hk.without_apply_rng(hk.transform(call))
 
-    return step
+        def step(x, state):
+            given = hk.LSTMState(*state) if name == "LSTM" else state[0]
+            new = core.apply(params, x, given)
+            return tuple(new) if name == "LSTM" else (new,)
 
+        return step
 
-def haiku_rnn(p):
-    def step(x, state):
-        a, b = p["input_to_hidden"], p["hidden_to_hidden"]
-        return (np.maximum(x @ a["w"] + a["b"] + state[0] @ b["w"] + b["b"], 0),)
-
-    return step
+    return make
 
 
-def equinox_gru(p):
-    def step(x, state):
-        (h,) = state
-        ir, ii, i_n = np.split(p["weight_ih"] @ x + p["bias"], 3)
-        hr, hi, hn = np.split(p["weight_hh"] @ h, 3)
-        r, inp = sigmoid(ir + hr), sigmoid(ii + hi)
-        new = np.tanh(i_n + r * (hn + p["bias_n"]))
-        return (new + inp * (h - new),)
+def equinox_step(name):
+    def make(p):
+        eqx = pytest.importorskip("equinox")
+        cell = getattr(eqx.nn, name)(I, H, key=jax.random.key(0))
+        cell = eqx.tree_at(lambda c: [getattr(c, key) for key in p], cell, list(p.values()))
 
-    return step
+        def step(x, state):
+            new = cell(x, state if len(state) > 1 else state[0])
+            return new if len(state) > 1 else (new,)
 
+        return step
 
-def equinox_lstm(p):
-    def step(x, state):
-        h, c = state
-        i, f, g, o = np.split(p["weight_ih"] @ x + p["weight_hh"] @ h + p["bias"], 4)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        return sigmoid(o) * np.tanh(c), c
-
-    return step
+    return make
 
 
 def onnx_rnn(p):
@@ -243,34 +228,41 @@ def linear(inputs):
     return {"w": np.zeros((inputs, H)), "b": np.zeros(H)}
 
 
-EQUATIONS = {
-    "haiku LSTM": (haiku, "LSTM", "LSTM", haiku_lstm, shaped(w=(I + H, 4 * H), b=(4 * H,))),
+HAIKU_RNN = {"linear": linear(I), "linear_1": linear(H)}
+STEPS = {
+    "haiku LSTM": (
+        haiku,
+        "LSTM",
+        "LSTM",
+        haiku_step("LSTM", {"": "lstm/linear"}),
+        shaped(w=(I + H, 4 * H), b=(4 * H,)),
+    ),
     "haiku GRU": (
         haiku,
         "GRU",
         "reset_before_gru",
-        haiku_gru,
+        haiku_step("GRU", {"": "gru"}),
         shaped(w_i=(I, 3 * H), w_h=(H, 3 * H), b=(3 * H,)),
     ),
     "haiku VanillaRNN": (
         haiku,
         "VanillaRNN",
         "rnn_relu",
-        haiku_rnn,
-        random_like({"input_to_hidden": linear(I), "hidden_to_hidden": linear(H)}),
+        haiku_step("VanillaRNN", {k: f"vanilla_rnn/{k}" for k in HAIKU_RNN}),
+        random_like(HAIKU_RNN),
     ),
     "equinox LSTMCell": (
         equinox,
         "LSTMCell",
         "LSTM",
-        equinox_lstm,
+        equinox_step("LSTMCell"),
         shaped(weight_ih=(4 * H, I), weight_hh=(4 * H, H), bias=(4 * H,)),
     ),
     "equinox GRUCell": (
         equinox,
         "GRUCell",
         "GRU",
-        equinox_gru,
+        equinox_step("GRUCell"),
         shaped(weight_ih=(3 * H, I), weight_hh=(3 * H, H), bias=(3 * H,), bias_n=(H,)),
     ),
     "onnx RNN": (onnx, "RNN", "RNN", onnx_rnn, shaped(W=(1, H, I), R=(1, H, H), B=(1, 2 * H))),
@@ -305,17 +297,17 @@ EQUATIONS = {
 }
 
 
-@pytest.mark.parametrize("case", EQUATIONS)
-def test_the_equations_of(case):
-    library, kind, name, equations, params = EQUATIONS[case]
+@pytest.mark.parametrize("case", STEPS)
+def test_the_steps_of(case):
+    library, kind, name, step, params = STEPS[case]
     state = library.to_torch(kind, params)
     module = ours(name)
     states = module.cell.states
-    wanted = run(equations(params), states)
+    wanted = run(step(params), states)
     same(loaded(module, state), wanted)
     # And back: the same function, if not the same split of two biases that are added.
     back = library.from_torch(kind, state)
-    same(run(equations(back), states), wanted)
+    same(run(step(back), states), wanted)
     assert jax.tree.structure(back) == jax.tree.structure(params)
 
 
@@ -330,3 +322,10 @@ def test_an_unknown_kind_is_told(library):
 def test_a_keras_gru_with_one_bias_is_told_which_kind_it_is():
     with pytest.raises(ValueError, match='its kind is "reset_before_gru"'):
         keras.to_torch("GRU", [np.zeros((I, 3 * H)), np.zeros((H, 3 * H)), np.zeros(3 * H)])
+
+
+def test_a_haiku_rnn_with_one_bias():
+    params = random_like({"linear": linear(I), "linear_1": {"w": np.zeros((H, H))}})
+    state = haiku.to_torch("VanillaRNN", params)
+    np.testing.assert_array_equal(state["bias_hh_l0"], np.zeros(H))
+    np.testing.assert_array_equal(state["bias_ih_l0"], params["linear"]["b"])
