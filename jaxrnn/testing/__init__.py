@@ -9,6 +9,7 @@ rounding      the floor of a tensor: the error that rounding alone explains
 operations    the rounding of each PyTorch operation
 suspects      settings that differ between two modules that disagree
 jax_side      the Flax module run on the same inputs
+jax_pairs     the comparison of two JAX modules
 parity        `compare`, `compare_training`, `assert_parity`: both sides together
 
 A parity test of a whole model, with its weights loaded by name:

@@ -123,10 +123,12 @@ def run(
     options: dict[str, Any],
     dtype: str,
     seed: int,
+    names: Callable[[Any, nnx.Module], dict[str, np.ndarray]] | None = None,
 ) -> Result:
     """Outputs, loss and every gradient, compiled.
 
-    Non-floating inputs are compile-time constants, so that checks on their values run.
+    Non-floating inputs are compile-time constants, so that checks on their values run. `names` maps
+    the gradients of the parameters to arrays by name, by default PyTorch's.
     """
     graph, params, *others = nnx.split(module, nnx.Param, ...)
     (rest,) = others
@@ -150,7 +152,7 @@ def run(
     return Result(
         outputs={path: array(y) for path, y in outputs.items()},
         loss=array(total),
-        parameters=_by_torch_name(d_params, module),
+        parameters=(names or _by_torch_name)(d_params, module),
         inputs={paths[i]: array(g) for i, g in d_floats.items()},
     )
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxrnn.testing import jax_side, suspects, torch_side
 from jaxrnn.testing.copies import copied
+from jaxrnn.testing.jax_pairs import Weights, compare_jax
 from jaxrnn.testing.report import Report
 from jaxrnn.testing.rounding import Floor, floors
 from jaxrnn.testing.rows import Kind, Row, judge, relative_error
@@ -31,6 +32,7 @@ def compare(
     steps: int | None = None,
     torch_call: Call | None = None,
     jax_call: Call | None = None,
+    weights: Weights | None = None,
 ) -> Report:
     """Compares outputs, loss and every gradient of two modules with the same weights and inputs.
 
@@ -47,7 +49,8 @@ def compare(
     in it goes undetected.
 
     Args:
-        torch_module: a `torch.nn.Module`.
+        torch_module: a `torch.nn.Module`; or a `flax.nnx.Module`, the reference for another one.
+            PyTorch is not needed then, and no floors are measured.
         jax_module: the `flax.nnx.Module` to compare with it.
         inputs: inputs of both modules: pytrees of NumPy, JAX or PyTorch arrays. Floating arrays are
             converted to `dtype`; integers and leaves that are not arrays are unchanged.
@@ -69,6 +72,9 @@ def compare(
             recurrent layer's input, else to the longest of the first two axes of all inputs.
         torch_call, jax_call: called as (module, *inputs) in place of the module, with `lengths=` if
             lengths are given. Both return a pytree of outputs of the same structure.
+        weights: of two JAX modules: maps the parameters of the first, a nested dict of arrays, to
+            PyTorch's names in the second, as `to_torch` in the modules of `jaxrnn.interchange`
+            does. Without it, both have the same parameters. Rows have the names of the first.
 
     Raises:
         ValueError: parameters or outputs that differ in name, number or shape; a random dropout
@@ -83,6 +89,16 @@ def compare(
         ...     np.random.default_rng(0).normal(size=(7, 4, 3)), lengths=np.array([7, 0, 2, 5]))
         >>> report.ok, [row.name for row in report.rows][:5]
         (True, ['output', 'h_n', 'loss', 'weight_ih_l0', 'weight_hh_l0'])
+
+        A layer of Flax against the same in jaxrnn:
+
+        >>> from jaxrnn.interchange import flax_cells
+        >>> theirs = nnx.RNN(nnx.GRUCell(3, 5, rngs=nnx.Rngs(0)))
+        >>> ours = jaxrnn.GRU(3, 5, batch_first=True, rngs=nnx.Rngs(0))
+        >>> report = compare(theirs, ours, np.ones((4, 7, 3)), jax_call=lambda m, x: m(x)[0],
+        ...     weights=lambda params: flax_cells.to_torch("GRUCell", params["cell"]))
+        >>> print(report.verdict)
+        agree: all 6 rows within tolerance
     """
     if dtype not in ("float64", "float32", "bfloat16") or against not in (None, "float64"):
         raise ValueError(
@@ -94,6 +110,27 @@ def compare(
     reference = "float64" if dtype == "bfloat16" or against else dtype
     inputs = arrays(inputs if hx is None else (*inputs, hx), dtype)
     options = {} if lengths is None else {"lengths": np.asarray(arrays(lengths, dtype))}
+    if isinstance(torch_module, nnx.Module):
+        if against or dtype == "bfloat16":
+            raise ValueError(
+                '`compare` of two JAX modules takes dtype="float64" or "float32", and no `against`.'
+            )
+        return compare_jax(
+            torch_module,
+            jax_module,
+            weights,
+            inputs,
+            options,
+            dtype=dtype,
+            train=train,
+            noise=noise,
+            seed=seed,
+            steps=steps,
+            reference_call=torch_call,
+            call=jax_call,
+        )
+    if weights is not None:
+        raise ValueError("`compare` takes `weights` for two JAX modules only.")
     role = torch_side.role(torch_module, torch_call)
     if steps is None:
         steps = role.steps(inputs)

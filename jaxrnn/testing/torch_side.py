@@ -53,12 +53,13 @@ def role(module: Any, call: Call | None) -> Role:
         return Role(call_recurrent, *names, steps)
     if call is None and isinstance(module, nn.RNNCellBase):
         return Role(call_module, ("input", "h_0", "c_0"), ("h_1", "c_1"), lambda inputs: 1)
-
-    def longest(inputs: Any) -> int:
-        shapes = [leaf.shape for leaf in jax.tree.leaves(inputs) if is_array(leaf)]
-        return max((n for shape in shapes if len(shape) > 1 for n in shape[:2]), default=1)
-
     return Role(call or call_module, (), (), longest)
+
+
+def longest(inputs: Any) -> int:
+    """The longest of the first two axes of all inputs."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(inputs) if is_array(leaf)]
+    return max((n for shape in shapes if len(shape) > 1 for n in shape[:2]), default=1)
 
 
 def prepare(module: Any, dtype: str, noise: float, seed: int, train: bool) -> Any:

@@ -63,7 +63,10 @@ def shapes(values: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 
 def check_same(
-    what: str, theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]]
+    what: str,
+    theirs: Mapping[str, tuple[int, ...]],
+    ours: Mapping[str, tuple[int, ...]],
+    sides: tuple[str, str] = ("PyTorch", "JAX"),
 ) -> None:
     """Require the same names and shapes on both sides.
 
@@ -76,12 +79,14 @@ def check_same(
 
     problems = []
     if missing := [name for name in theirs if name not in ours]:
-        problems.append(f"only in PyTorch: {listed(missing, theirs)}")
+        problems.append(f"only in {sides[0]}: {listed(missing, theirs)}")
     if unexpected := [name for name in ours if name not in theirs]:
-        problems.append(f"only in JAX: {listed(unexpected, ours)}")
+        problems.append(f"only in {sides[1]}: {listed(unexpected, ours)}")
     for name in theirs:
         if name in ours and theirs[name] != ours[name]:
-            problems.append(f"`{name}` is {theirs[name]} in PyTorch and {ours[name]} in JAX")
+            problems.append(
+                f"`{name}` is {theirs[name]} in {sides[0]} and {ours[name]} in {sides[1]}"
+            )
     if problems:
-        counts = f"{len(theirs)} in PyTorch, {len(ours)} in JAX"
+        counts = f"{len(theirs)} in {sides[0]}, {len(ours)} in {sides[1]}"
         raise ValueError(f"The {what} differ ({counts}): {'; '.join(problems)}.")
