@@ -2,6 +2,8 @@
 # the first command, and a target installs no more than its own stage.
 PYTHON ?= python3
 PYTHON313 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python) python3.13)
+# Bytecode is kept: without it each process compiles the sources of all packages, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
