@@ -17,6 +17,8 @@ from jax import lax
 
 from jaxrnn.derivative.linear_map import LinearMap, apply
 
+pytestmark = pytest.mark.unoptimised
+
 T, N = 4, 3
 
 

@@ -10,7 +10,10 @@ from flax import nnx
 from jaxrnn.interchange import load_state_dict, state_dict
 from jaxrnn.testing import assert_parity
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"),
+    pytest.mark.unoptimised,
+]
 
 RNG = np.random.default_rng(0)
 PARAM = {"scale_init": lambda key, shape: nnx.Param(jnp.ones(shape)), "epsilon": 0.0}

@@ -17,7 +17,7 @@ import jaxrnn
 from jaxrnn import interchange
 from jaxrnn.interchange import load_state_dict, state_dict
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.unoptimised]
 
 
 class TorchNet(torch.nn.Module):

@@ -21,6 +21,8 @@ from flax import nnx
 from jaxrnn import data, training
 from jaxrnn.training import checkpoints, state
 
+pytestmark = pytest.mark.unoptimised
+
 CLASSES = 3
 
 

@@ -16,6 +16,8 @@ from jaxrnn import data, interchange, models, training
 from jaxrnn.testing import tolerance
 from jaxrnn.training.batches import as_arrays
 
+pytestmark = [pytest.mark.core, pytest.mark.unoptimised]
+
 CLASSES = 4
 
 
