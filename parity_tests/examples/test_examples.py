@@ -1,14 +1,14 @@
 """`examples/variable_lengths.py` and `port_from_torch.py` run as scripts."""
 
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+
+from scripts import run_code, run_script
 
 pytestmark = pytest.mark.needs("torch")
 
@@ -17,11 +17,7 @@ NAMES = ["variable_lengths", "port_from_torch"]
 
 
 def run(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
+    return run_script(EXAMPLES / f"{name}.py", *arguments)
 
 
 def finished(name, *arguments):
@@ -148,13 +144,9 @@ def test_a_missing_package_raises_one_sentence(name, missing, sentence, tmp_path
     script = f"""
         import importlib.util, runpy, sys
         {absent}
-        sys.argv = [{name!r}, "--out", {str(tmp_path / "out")!r}]
-        sys.path.insert(0, {str(EXAMPLES)!r})
         runpy.run_path({str(EXAMPLES / f"{name}.py")!r}, run_name="__main__")
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True
-    )
+    result = run_code(textwrap.dedent(script), "--out", tmp_path / "out", folder=EXAMPLES)
     assert result.returncode == 1
     assert result.stderr.strip() == sentence.format(extra="`pip install 'jaxrnn[examples]'`")
     assert not (tmp_path / "out").exists()

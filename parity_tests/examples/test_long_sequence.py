@@ -1,12 +1,11 @@
 """`examples/long_sequence.py` and `benchmarks/shooting.py` run as scripts with small sizes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from scripts import run_script
 from test_examples import assert_png, finished, numbers, run
 
 ROOT = Path(__file__).parents[2]
@@ -50,11 +49,7 @@ def test_help():
 def test_the_benchmark(tmp_path):
     small = ["--batches", "1", "--lengths", "600", "--hidden-sizes", "4", "--repeats", "1"]
     small += ["--inner", "Scan()", "--no-sweeps", "--out", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", ROOT / "benchmarks" / "shooting.py", *small],
-        capture_output=True,
-        text=True,
-    )
+    done = run_script(ROOT / "benchmarks" / "shooting.py", *small)
     assert done.returncode == 0, done.stderr
     files = {path.suffix: path for path in tmp_path.iterdir()}
     assert {*files} == {".json", ".md", ".png"}

@@ -14,6 +14,9 @@ import pytest
 
 import jaxrnn
 import jaxrnn.models
+from scripts import run_code
+
+pytestmark = pytest.mark.unoptimised
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -74,18 +77,10 @@ def blocks(path):
     )
 
 
-def run_as_session(code):
-    """Runs all blocks as one program, and compares its output with the comments after `# ->`."""
-    script = "\n".join(code)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+def assert_as_documented(code, done):
+    """Compares the output of a program with the comments after `# ->`."""
     assert done.returncode == 0, done.stderr
-    wanted = re.findall(r"^# -> (.*)", script, re.M)
+    wanted = re.findall(r"^# -> (.*)", code, re.M)
     if wanted:
         assert done.stdout.splitlines() == wanted
 
@@ -104,13 +99,17 @@ def pages():
 
 @pytest.mark.parametrize("path", list(pages()))
 def test_the_code_of_a_page_runs_and_prints_the_documented_output(path):
-    run_as_session(blocks(path))
+    code = "\n".join(blocks(path))
+    assert_as_documented(code, run_code(code, folder=ROOT))
 
 
 @pytest.mark.parametrize("path", ["README.md", "docs/index.md"])
 def test_the_first_example_needs_no_pytorch(path):
-    """It runs in an installation without extras."""
-    run_as_session(["import sys\nsys.modules['torch'] = None", blocks(path)[0]])
+    """It runs in an installation without extras, in a process that has imported nothing."""
+    code = f"import sys\nsys.modules['torch'] = None\n{blocks(path)[0]}"
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert_as_documented(code, done)
 
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]

@@ -1,8 +1,5 @@
 """`strategies.Checkpoint`: its memory, its errors, and chunks within `Shooting`."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 
 from jaxrnn import cells, strategies
 from jaxrnn.cells import Weights
+from scripts import run_code
 
 B, I, H = 3, 4, 5
 WEIGHTS = Weights(ih=jnp.ones((4 * H, I)), hh=jnp.ones((4 * H, H)))
@@ -84,8 +82,10 @@ for dtype in (jnp.int32, jnp.float32):
 
 
 def test_a_mask_of_numbers_is_one_of_booleans():
-    subprocess.run([sys.executable, "-c", NUMBERS], check=True)
+    done = run_code(NUMBERS)
+    assert done.returncode == 0, done.stderr
 
 
 def test_options_of_the_wrong_type_take_one_sentence():
-    subprocess.run([sys.executable, "-c", WRONG_TYPES], check=True)
+    done = run_code(WRONG_TYPES)
+    assert done.returncode == 0, done.stderr
