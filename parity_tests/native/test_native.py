@@ -15,6 +15,7 @@ import jaxrnn
 from contract import STRATEGIES
 from jaxrnn import cells, native, strategies
 from jaxrnn.cells import Weights
+from scripts import run_code
 
 pytestmark = pytest.mark.skipif(
     not native.load(), reason="jaxrnn was installed without a C++ compiler: there is no CPU kernel"
@@ -35,12 +36,12 @@ def arguments(cell, shape, dtype, *, bias=True, seed=0):
     rng = np.random.default_rng(seed)
     rows = cell.gates * hidden
 
-    def draw(*size):
-        return jnp.asarray(0.5 * rng.standard_normal(size), dtype)
+    def draw(*size, scale=0.5):
+        return jnp.asarray(scale * rng.standard_normal(size), dtype)
 
     weights = Weights(
         draw(rows, inputs),
-        2 * draw(rows, hidden) / hidden**0.5,
+        draw(rows, hidden, scale=hidden**-0.5),
         draw(rows) if bias else None,
         draw(rows) if bias else None,
     )
@@ -48,10 +49,16 @@ def arguments(cell, shape, dtype, *, bias=True, seed=0):
     return weights, draw(steps, batch, inputs), carry
 
 
-def value_and_gradients(strategy, cell, mask, args):
-    outputs, pull = jax.vjp(lambda *a: strategy(cell, *a, mask), *args)
+def cotangents_for(x, carry):
+    """Random cotangents of the outputs and of the last carry."""
     rng = np.random.default_rng(5)
-    cotangents = jax.tree.map(lambda o: jnp.asarray(rng.standard_normal(o.shape), o.dtype), outputs)
+    shapes = (*x.shape[:2], carry[0].shape[1]), tuple(c.shape for c in carry)
+    draw = lambda shape: rng.standard_normal(shape).astype(x.dtype)  # noqa: E731
+    return draw(shapes[0]), tuple(map(draw, shapes[1]))
+
+
+def value_and_gradients(strategy, cell, mask, args, cotangents):
+    outputs, pull = jax.vjp(lambda *a: strategy(cell, *a, mask), *args)
     return outputs, pull(cotangents)
 
 
@@ -60,20 +67,40 @@ def assert_close(got, wanted, tolerance):
         np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance * (1 + np.abs(w).max()))
 
 
+def expected(run, mask, args, cotangents, *, reverse):
+    """The results of `run`, a program with biases, a mask and one direction, for any arguments.
+
+    No bias is a bias of zeros, no mask is one of ones, and the reverse direction is a flip.
+    """
+    flip = (lambda a: a[::-1]) if reverse else lambda a: a
+    weights, x, carry = jax.tree.map(np.asarray, args)
+    mask = np.ones(x.shape[:2], bool) if mask is None else mask
+    zeros, bias = np.zeros(weights.hh.shape[0], x.dtype), weights.b_ih is not None
+    full = weights if bias else weights._replace(b_ih=zeros, b_hh=zeros)
+    seeds = flip(cotangents[0]), cotangents[1]
+    (ys, last), (dweights, dx, dcarry) = run(flip(mask), (full, flip(x), carry), seeds)
+    dweights = dweights if bias else dweights._replace(b_ih=None, b_hh=None)
+    return (flip(np.asarray(ys)), last), (dweights, flip(np.asarray(dx)), dcarry)
+
+
 def compare(build, cell, shape, dtype, tolerance):
     """Compares with `Scan` in both directions, without a mask and with lengths from 0 to T."""
     steps, batch = shape[:2]
     rng = np.random.default_rng(1)
     lengths = rng.permutation([*rng.integers(0, steps + 1, max(0, batch - 2)), 0, steps][-batch:])
-    prefix = jnp.asarray(np.arange(steps)[:, None] < lengths[None])
-    pair = strategies.Native(build), strategies.Scan()
-    reversed_pair = tuple(partial(strategy, reverse=True) for strategy in pair)
-    cases = [(True, prefix, pair), (False, None, pair)]
-    cases += [(True, None, reversed_pair), (False, prefix, reversed_pair)]
-    for bias, mask, both in cases:
+    prefix = np.arange(steps)[:, None] < lengths[None]
+    scan = jax.jit(partial(value_and_gradients, strategies.Scan(), cell))
+    for bias, mask, reverse in [
+        (True, prefix, False),
+        (False, None, False),
+        (True, None, True),
+        (False, prefix, True),
+    ]:
         args = arguments(cell, shape, dtype, bias=bias)
-        got, wanted = (jax.jit(partial(value_and_gradients, s, cell))(mask, args) for s in both)
-        assert_close(got, wanted, tolerance)
+        kernel = partial(strategies.Native(build), reverse=reverse)
+        run = jax.jit(partial(value_and_gradients, kernel, cell))
+        call = mask, args, cotangents_for(*args[1:])
+        assert_close(run(*call), expected(scan, *call, reverse=reverse), tolerance)
 
 
 @pytest.mark.parametrize("shape", SHAPES + THREADED, ids=str)
@@ -313,9 +340,10 @@ print("devices", jax.device_count())
 
 def test_without_jit():
     args = arguments(cells.gru, (4, 2, 3, 5), jnp.float64)
-    wanted = value_and_gradients(strategies.Native(), cells.gru, None, args)
+    call = strategies.Native(), cells.gru, None, args, cotangents_for(*args[1:])
+    wanted = value_and_gradients(*call)
     with jax.disable_jit():
-        got = value_and_gradients(strategies.Native(), cells.gru, None, args)
+        got = value_and_gradients(*call)
     assert_close(got, wanted, 1e-14)
 
 
@@ -333,11 +361,13 @@ for s in (strategies.Native(), strategies.Shooting(2)):
 
 
 def test_a_mask_of_numbers_is_converted_to_booleans():
-    subprocess.run([sys.executable, "-c", NUMBERS], check=True)
+    done = run_code(NUMBERS)
+    assert done.returncode == 0, done.stderr
 
 
 def test_on_several_devices():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     got = subprocess.run(
         [sys.executable, "-c", DEVICES.replace("EACH", EACH)],
         env={**os.environ, **flags},
@@ -355,8 +385,9 @@ def test_calls_from_several_threads_at_once_give_the_same_bits(cell, batch):
     """The calls compete for the same workers; none may deadlock or round differently."""
     args = arguments(cell, (60, batch, 30, 64), jnp.float32)
     run = jax.jit(partial(value_and_gradients, strategies.Native(), cell, None))
-    wanted = run(args)
+    cotangents = cotangents_for(*args[1:])
+    wanted = run(args, cotangents)
     with ThreadPoolExecutor(6) as pool:
-        for got in pool.map(lambda _: jax.block_until_ready(run(args)), range(40)):
+        for got in pool.map(lambda _: jax.block_until_ready(run(args, cotangents)), range(40)):
             for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
                 np.testing.assert_array_equal(g, w)
