@@ -15,6 +15,8 @@ import jaxrnn
 from jaxrnn import cells, layers, strategies
 from jaxrnn.cells import Cell, Weights
 
+pytestmark = pytest.mark.unoptimised
+
 T, B, I, H = 6, 2, 3, 4
 STRATEGIES = {
     "default": None,
@@ -109,6 +111,8 @@ TRANSFORMATIONS = {
 
 FEW = ("grad", "jit of grad", "vmap of grad", "lengths, both directions")
 """For strategies that are made of others."""
+CHUNKED = (*FEW, "jvp", "vmap over masks", "grad of a checkpoint", "hessian")
+"""What a sequence in chunks could treat in another way than the whole one."""
 
 
 @functools.cache
@@ -121,7 +125,7 @@ def expected(name):
     [
         pytest.param(strategy, name, id=f"{kind}, {name}")
         for kind, strategy in STRATEGIES.items()
-        for name in (TRANSFORMATIONS if kind in ("Scan", "Shooting") else FEW)
+        for name in {"Scan": TRANSFORMATIONS, "Shooting": CHUNKED}.get(kind, FEW)
     ],
 )
 def test_arrays_in_the_closure_of_a_step_are_differentiated(strategy, name):
@@ -220,19 +224,32 @@ def test_native_refuses_parameters():
 CARRY = (jnp.zeros((B, H)),)
 
 
-def by_hand(step):
-    """The sum of squares of a run, as a loop over steps."""
-    carry, total = CARRY, 0.0
-    for x in X:
-        carry = step(carry, x @ IH.T, carry[0] @ HH.T)
-        total += (carry[0] ** 2).sum()
-    return total
+def each_with_scan(steps, others):
+    """All steps with `Scan`, and for each other strategy those that it may treat in its own way.
+
+    Finding out about a step is common to all strategies: `closures.hoist`.
+    """
+    pairs = [("Scan", name) for name in steps]
+    pairs += [(strategy, name) for strategy, names in others.items() for name in names]
+    cases = [
+        pytest.param(STRATEGIES[strategy], steps[name], id=f"{strategy}, {name}")
+        for strategy, name in pairs
+    ]
+    return pytest.mark.parametrize(("strategy", "step"), cases)
+
+
+def by_hand(step, ih=IH):
+    """The sum of squares of a run, differentiated by JAX."""
+
+    def one(carry, x):
+        carry = step(carry, x @ ih.T, carry[0] @ HH.T)
+        return carry, (carry[0] ** 2).sum()
+
+    return lax.scan(one, CARRY, X)[1].sum()
 
 
 def squares(strategy, step, **options):
-    ys, _ = (strategy or strategies.Scan())(
-        Cell("own", 1, 1, step, **options), Weights(IH, HH), X, CARRY
-    )
+    ys, _ = strategy(Cell("own", 1, 1, step, **options), Weights(IH, HH), X, CARRY)
     return (ys**2).sum()
 
 
@@ -244,12 +261,12 @@ def wrapping(leak):
     return step
 
 
-@every_strategy
-@pytest.mark.parametrize("outer", [lambda f: f, jax.jit])
+@contract.each(name for name in STRATEGIES if name != "default")
+@pytest.mark.parametrize("outer", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_a_step_that_wraps_a_pure_one_is_none(strategy, outer):
     with jax.numpy_rank_promotion("allow"):
         got = outer(jax.grad(lambda a: squares(strategy, wrapping(a))))(LEAK)
-        close(got, jax.grad(lambda a: by_hand(wrapping(a)))(LEAK))
+        close(got, jax.jit(jax.grad(lambda a: by_hand(wrapping(a))))(LEAK))
 
 
 NOT_ADDITIVE = {
@@ -261,12 +278,13 @@ NOT_ADDITIVE = {
 }
 
 
-@every_strategy
-@pytest.mark.parametrize("f", NOT_ADDITIVE.values(), ids=NOT_ADDITIVE)
-def test_a_step_that_is_called_additive_and_is_not(strategy, f):
+@each_with_scan(NOT_ADDITIVE, {n: ["two sums"] for n in ("Reference", "Checkpoint", "Shooting")})
+def test_a_step_that_is_called_additive_and_is_not(strategy, step):
     with jax.numpy_rank_promotion("allow"):
-        got = jax.grad(lambda a: squares(strategy, lambda c, *g: (f(a, *g),), additive=True))(LEAK)
-        close(got, jax.grad(lambda a: by_hand(lambda c, *g: (f(a, *g),)))(LEAK))
+        got = jax.grad(lambda a: squares(strategy, lambda c, *g: (step(a, *g),), additive=True))(
+            LEAK
+        )
+        close(got, jax.jit(jax.grad(lambda a: by_hand(lambda c, *g: (step(a, *g),))))(LEAK))
 
 
 def test_an_additive_step_stays_one():
@@ -311,26 +329,24 @@ class Changing(nnx.Module):
         return (step(gx + gh),)
 
 
-@every_strategy
-@pytest.mark.parametrize("name", [n for n in vars(Changing) if n[0] != "_"])
-def test_a_change_that_the_text_of_the_program_does_not_show(strategy, name):
+@each_with_scan(
+    {name: name for name in vars(Changing) if name[0] != "_"},
+    {
+        "Reference": ["deep", "inner_of_jax"],
+        "Checkpoint": ["surrogate"],
+        "Shooting": ["inner", "surrogate_backwards"],
+    },
+)
+def test_a_change_that_the_text_of_the_program_does_not_show(strategy, step):
     module = Changing()
     with jax.numpy_rank_promotion("allow"):
-        for _ in range(3):
-            step = getattr(module, name)
+        for _ in range(2):
+            cell = Cell("own", 1, 1, getattr(module, step))
 
-            def plain(ih, step=step):
-                carry, total = CARRY, 0.0
-                for x in X:
-                    carry = step(carry, x @ ih.T, carry[0] @ HH.T)
-                    total += (carry[0] ** 2).sum()
-                return total
+            def run(ih, cell=cell):
+                return (strategy(cell, Weights(ih, HH), X, CARRY)[0] ** 2).sum()
 
-            def run(ih, step=step):
-                cell, weights = Cell("own", 1, 1, step), Weights(ih, HH)
-                return ((strategy or strategies.Scan())(cell, weights, X, CARRY)[0] ** 2).sum()
-
-            close(run(IH), plain(IH))
-            close(jax.grad(run)(IH), jax.grad(plain)(IH))
+            wanted = jax.jit(jax.value_and_grad(partial(by_hand, cell.step)))(IH)
+            close((run(IH), jax.grad(run)(IH)), wanted)
             module.slope *= 2
             module.gain *= 3  # in place

@@ -1,7 +1,9 @@
 """The strategies and cells that the tests of the contract take: a new strategy is one line here."""
 
 import dataclasses
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -25,6 +27,15 @@ class Flipped:
         ys, last = self.inner(cell, weights, x[::-1], carry, mask, **options)
         return ys[::-1], last
 
+
+# `jax.jit` for the plain side of a comparison. Few optimisations halve the time of compiling it.
+jit_oracle = partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 STRATEGIES = {
     "Reference": strategies.Reference(),
