@@ -90,6 +90,7 @@ def test_parameter_counts_match_the_notebook(name, arguments, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(ours, nnx.Param))) == count
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_loss_and_gradients_match_pytorch(case, dtype):

@@ -45,7 +45,12 @@ def arguments(theirs, steps, batch=B, seed=0, scale=1.0):
     return x, ((h, c) if isinstance(theirs, torch.nn.LSTM) else h)
 
 
-TABLE = list(itertools.product([1, 2], [False, True], [True, False], [False, True], [False, True]))
+# Half of the 32 cases: they have every combination of any four of the five options.
+TABLE = [
+    (layers, *flags)
+    for layers, *flags in itertools.product([1, 2], *[[False, True]] * 4)
+    if (layers + sum(flags)) % 2
+]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +81,7 @@ def test_lower_precision(kind, layers, dtype):
     assert_parity(theirs, ours, x, hx=hx, lengths=np.array([3, 7, 1, 5]), dtype=dtype)
 
 
+@pytest.mark.core
 @every_kind
 def test_rows_of_length_zero(kind):
     theirs, ours = pair(kind, num_layers=2, bidirectional=True)
@@ -83,6 +89,7 @@ def test_rows_of_length_zero(kind):
     assert_parity(theirs, ours, x, hx=hx, lengths=np.array([0, 5, 2, 0]), dtype="float64")
 
 
+@pytest.mark.core
 def test_the_derivative_of_relu_at_zero_is_zero():
     """All sums are exactly 0: no bias, no state, no input."""
     theirs, ours = pair("RNN relu", bias=False)
