@@ -160,7 +160,8 @@ def main(options: Options) -> None:
     sample = generate(model, int(held_out[0]), options.sample, options.seed)
     print("-" * 72, "".join(letters[n] for n in sample), "-" * 72, sep="\n")
 
-    figure, axes = new_figure(1, "A character language model", size=(6.4, 4.4))
+    title = f"{scores_held_out[-1]:.2f} bits per held-out character, after {options.epochs} epochs"
+    figure, axes = new_figure(1, title, size=(6.4, 4.4))
     per_epoch = len(losses) // options.epochs
     axes.plot(losses, color="tab:blue", lw=0.8, label="training, segment by segment")
     ends = [per_epoch * (k + 1) for k in range(options.epochs)]

@@ -136,12 +136,17 @@ def main(options: Options) -> None:
     x = np.random.default_rng(options.seed).normal(size=(7, 4, 3))
     report = jaxrnn.testing.assert_parity(theirs, ours, x, dtype="float64")
     print(report.verdict)
-    figure, axes = new_figure(1, "Adding two marked numbers", size=(6.4, 4.4))
-    for cell, colour in ((OURS, "tab:blue"), (cells.lstm, "tab:orange")):
-        losses, final = train(cell, options)
-        print(f"{cell.name}: squared error {final:.5f} on new sequences")
-        axes.semilogy(losses, color=colour, lw=0.8, label=cell.name)
-    axes.axhline(1 / 6, color="grey", ls=":", lw=0.9, label="always 1")
+    results = {cell.name: train(cell, options) for cell in (OURS, cells.lstm)}
+    for name, (_, final) in results.items():
+        print(f"{name}: squared error {final:.5f} on new sequences")
+    errors = ", ".join(f"{final:.4f} by {name}" for name, (_, final) in results.items())
+    title = f"Adding two marked numbers:\nsquared error {errors}"
+    figure, axes = new_figure(1, title, size=(6.4, 4.4))
+    for (name, (losses, _)), colour in zip(
+        results.items(), ("tab:blue", "tab:orange"), strict=True
+    ):
+        axes.semilogy(losses, color=colour, lw=0.8, label=name)
+    axes.axhline(1 / 6, color="grey", ls=":", lw=0.9, label="error of always answering 1")
     axes.set(xlabel="updates", ylabel="squared error")
     axes.legend()
     save_figure(figure, options.out / "layer_norm_lstm.png")

@@ -91,10 +91,14 @@ def train(told: bool, options: Options) -> tuple[list[float], float]:
 
 
 def main(options: Options) -> None:
-    figure, axes = new_figure(1, "Counting within an episode", size=(6.4, 4.4))
-    for told, label, colour in ((True, "with", "tab:blue"), (False, "without", "tab:orange")):
-        shares, final = train(told, options)
+    results = {label: train(label == "with", options) for label in ("with", "without")}
+    for label, (_, final) in results.items():
         print(f"{label} resets: {final:.1%} right on new rollouts")
+    found = ", ".join(f"{final:.0%} right {label} resets" for label, (_, final) in results.items())
+    figure, axes = new_figure(1, f"Counting within an episode: {found}", size=(6.4, 4.4))
+    for (label, (shares, _)), colour in zip(
+        results.items(), ("tab:blue", "tab:orange"), strict=True
+    ):
         axes.plot(shares, color=colour, lw=0.9, label=f"{label} resets")
     axes.axhline(1 / CLASSES, color="grey", ls=":", lw=0.9, label="a guess")
     axes.set(xlabel="updates", ylabel="share of right answers", ylim=(0, 1.02))
