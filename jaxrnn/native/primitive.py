@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -13,18 +13,29 @@ from jaxrnn.native.partition import run_by_rows
 from jaxrnn.sharding import needs_devices
 
 
+def _always(*_: Any) -> bool:
+    return True
+
+
+class Kernel(NamedTuple):
+    """A kernel `run(call, *arguments)`, and whether it serves arguments of these shapes."""
+
+    run: Callable[..., Any]
+    serves: Callable[..., bool] = _always
+
+
 def make_primitive(
     name: str,
     plain: Callable[..., Any],
-    kernels: Mapping[str, Callable[..., Any]],
+    kernels: Mapping[str, Kernel],
     rows: Callable[..., Any],
 ) -> Callable[..., Any]:
     """Makes a function `f(call, *arguments)` that runs a kernel on supported platforms.
 
     Args:
         name: name of the primitive.
-        plain: the same function in JAX operations. It runs on other platforms, under `vmap` and in
-            exported programs.
+        plain: the same function in JAX operations. It runs on other platforms, for arguments that a
+            kernel does not serve, under `vmap` and in exported programs.
         kernels: kernels to run instead, by platform. On a batch that is sharded over devices, each
             device runs its own rows.
         rows: `rows(call, *arguments)` returns the axis of the rows, or `partition.NO_ROWS`, of each
@@ -56,15 +67,17 @@ def make_primitive(
     primitive.multiple_results = True
     lower_plain = mlir.lower_fun(flat(plain), multiple_results=True)
 
-    def lowering(kernel: Any) -> Any:
+    def lowering(kernel: Kernel) -> Any:
         def lower(context: Any, *leaves: Any, call: Any, structure: Any, devices: Any) -> Any:
-            if context.module_context.lowering_parameters.for_export:
+            arguments = jax.tree.unflatten(structure, context.avals_in)
+            exported = context.module_context.lowering_parameters.for_export
+            if exported or not kernel.serves(call, *arguments):
                 options = {"call": call, "structure": structure, "devices": devices}
                 return lower_plain(context, *leaves, **options)
-            operands, results = rows(call, *jax.tree.unflatten(structure, context.avals_in))
+            operands, results = rows(call, *arguments)
 
             def run(*arrays: Array) -> list[Array]:
-                return flat(kernel)(*arrays, call=call, structure=structure, devices=devices)
+                return flat(kernel.run)(*arrays, call=call, structure=structure, devices=devices)
 
             sharded = run_by_rows(run, jax.tree.leaves(operands), jax.tree.leaves(results))
             return mlir.lower_fun(sharded, multiple_results=True)(context, *leaves)

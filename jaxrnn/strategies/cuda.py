@@ -18,6 +18,8 @@ from jaxrnn.strategies.cuda_layout import (
     add_biases,
     canonical,
     empty,
+    has_resets,
+    initial_states,
     order,
     pad,
     pad_rows,
@@ -65,8 +67,11 @@ class Direction(NamedTuple):
         return self.precision
 
 
-def refusal(number: int, weights: Weights, x: Array, carry: Carry) -> str:
-    """The reason why the kernels cannot run this, in one sentence; empty if they can."""
+def refusal(number: int, weights: Weights, x: Any, carry: Any) -> str:
+    """The reason why the kernels cannot run this, in one sentence; empty if they can.
+
+    `x` and `carry` are arrays, or their shapes and dtypes.
+    """
     if not cuda.load():
         return "this installation of jaxrnn has no CUDA kernels"
     io, hidden, batch = _recurrent(weights).dtype, carry[0].shape[-1], x.shape[1]
@@ -101,7 +106,7 @@ def products(dtype: Any, precision: lax.PrecisionLike) -> int:
     return FLOAT32 if names & exact else TF32
 
 
-def _recurrent(weights: Weights) -> Array:
+def _recurrent(weights: Weights) -> Any:
     assert weights.hh is not None, "`Native` refuses cells without a recurrent product"
     return weights.hh
 
@@ -119,7 +124,7 @@ def forward(
     size = cuda.padded(hidden)
     bias, b_hn = add_biases(cell, weights, hidden)
     gx = cells.project(x, weights.ih, bias, io, direction.outside(x, weights.ih))
-    h, *c = (pad(a, 1, hidden, size) for a in carry)
+    h, *c = (pad(a, 1, hidden, size) for a in initial_states(carry, weights, mask))
     save_gates, save_cs = save and cell.gates > 1, save and cell.states > 1
     run = jax.ffi.ffi_call(
         cuda.FORWARD,
@@ -156,8 +161,8 @@ def adjoint(
     *,
     with_dx: bool = True,
     with_weights: bool = True,
-) -> tuple[Any, Array | None, Carry]:
-    """Cotangents of (W_ih, W_hh, b_ih, b_hh), of x and of the carry, where they are wanted.
+) -> tuple[Weights | None, Array | None, Carry]:
+    """Cotangents of the weights, of x and of the carry, where they are wanted.
 
     Args:
         fixed: weights, x, carry, mask, and the results `ys`, `gates` and `cs` of `forward`.
@@ -170,7 +175,8 @@ def adjoint(
     size, parts = cuda.padded(hidden), cell.gates
     ys = ys.astype(io)
     previous, following = order(mask, direction.reverse)
-    h, *c = (pad(a, 1, hidden, size) for a in carry)
+    initial = initial_states(carry, weights, mask)
+    h, *c = (pad(a, 1, hidden, size) for a in initial)
     d_h, *d_c = (pad(a, 1, hidden, size) for a in d_last)
     is_gru = cell is cells.gru
     run = jax.ffi.ffi_call(
@@ -178,8 +184,8 @@ def adjoint(
         (
             shape(steps, batch, parts * size, dtype=io),
             shape(*((steps, batch, size) if is_gru else (0,)), dtype=io),
-            shape(batch, size, dtype=total),
-            shape(*((batch, size) if c else (0,)), dtype=total),
+            shape(*h.shape, dtype=total),
+            shape(*(h.shape if c else (0,)), dtype=total),
         ),
     )
     dg, d_gx_n, *d_carry = run(
@@ -207,20 +213,26 @@ def adjoint(
         precision = direction.outside(x, weights.ih)
         return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=dtype)
 
-    d_h0 = d_h0 + multiply(
-        sum_of_starts(dg, previous, direction.reverse), _recurrent(weights), (1,), total
-    )
+    starts = sum_of_starts(dg, previous, direction.reverse, has_resets(mask))
+    d_h0 = d_h0 + multiply(starts, _recurrent(weights), (1,), total)
+    d_initial = d_h0, *d_c0
     dx = multiply(dgx, weights.ih, (2,), x.dtype) if with_dx else None
     dweights = None
     if with_weights:
-        before = states_before(ys, carry[0].astype(io), previous, direction.reverse)
-        dweights = (
+        before = states_before(ys, initial[0].astype(io), previous, direction.reverse)
+        of_resets = None
+        if weights.initial is not None:
+            of_resets = tuple(
+                d[batch:] if d.shape[0] > batch else jnp.zeros_like(d) for d in d_initial
+            )
+        dweights = Weights(
             multiply(dgx, x, (0, 1), total).astype(io),
             multiply(dg, before, (0, 1), total).astype(io),
             None if weights.b_ih is None else _sum(dgx).astype(weights.b_ih.dtype),
             None if weights.b_hh is None else _sum(dg).astype(weights.b_hh.dtype),
+            initial=of_resets,
         )
-    return dweights, dx, (d_h0, *d_c0)
+    return dweights, dx, tuple(d[:batch] for d in d_initial)
 
 
 def _sum(a: Array) -> Array:

@@ -10,30 +10,34 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxrnn import cells
-from jaxrnn.cells import Cell, Weights
+from jaxrnn.cells import Carry, Cell, Weights
+from jaxrnn.strategies import base
 
-START, HELD = -1, -2
-"""In `previous`, instead of a step: it starts from the initial carry; the row takes no step."""
+START, RESET, HELD = -1, -2, -3
+"""In `previous`, instead of a step: it starts from the initial carry; it starts from the state to
+which the row is reset; the row takes no step."""
 
 
 def order_steps(mask: Array, reverse: bool) -> tuple[Array, Array]:
     """For each step of each row the step that it continues, and the one that continues it.
 
     Args:
-        mask: (T, B), True where the row takes a step.
+        mask: (T, B), True where the row takes a step; or integers as in `strategies.base`.
         reverse: the last step comes first.
 
     Returns:
-        `previous`, with `START` and `HELD`, and `following`, -1 where there is none.
+        `previous`, with `START`, `RESET` and `HELD`, and `following`, -1 where there is none.
 
     Example:
         >>> import jax.numpy as jnp
         >>> mask = jnp.array([[True], [False], [True]])
         >>> previous, following = order_steps(mask, reverse=False)
         >>> previous[:, 0].tolist(), following[:, 0].tolist()
-        ([-1, -2, 0], [2, -1, -1])
+        ([-1, -3, 0], [2, -1, -1])
     """
     steps, batch = mask.shape
+    resets = mask == base.RESET if has_resets(mask) else None
+    mask = mask.astype(bool)
     t = lax.broadcasted_iota(jnp.int32, mask.shape, 0)
     none = jnp.full((1, batch), -1, jnp.int32)
     before = lax.cummax(jnp.where(mask, t, -1), axis=0)
@@ -42,7 +46,25 @@ def order_steps(mask: Array, reverse: bool) -> tuple[Array, Array]:
     later = jnp.concatenate([after[1:], none])
     later = jnp.where(later == steps, -1, later)
     previous, following = (later, earlier) if reverse else (earlier, later)
+    if resets is not None:  # a reset continues no step
+        previous = jnp.where(resets, RESET, previous)
+        is_reset = jnp.take_along_axis(resets, jnp.maximum(following, 0), axis=0)
+        following = jnp.where(is_reset, -1, following)
     return jnp.where(mask, previous, HELD), jnp.where(mask, following, -1)
+
+
+def has_resets(mask: Array | None) -> bool:
+    return mask is not None and mask.dtype != bool
+
+
+def initial_states(carry: Carry, weights: Weights, mask: Array | None) -> Carry:
+    """The states from which steps start: (B, H), and (2 B, H) where rows are reset."""
+    if not has_resets(mask):
+        return carry
+    resets = tuple(map(jnp.zeros_like, carry)) if weights.initial is None else weights.initial
+    return tuple(
+        jnp.concatenate([c, r.astype(c.dtype)]) for c, r in zip(carry, resets, strict=True)
+    )
 
 
 def pad(a: Array, parts: int, hidden: int, size: int) -> Array:
@@ -100,19 +122,24 @@ def order(mask: Array | None, reverse: bool) -> tuple[Array, Array]:
     return (absent, absent) if mask is None else order_steps(mask, reverse)
 
 
-def sum_of_starts(dg: Array, previous: Array, reverse: bool) -> Array:
-    """(B, G H): the sum of `dg` over the steps that start from the initial carry."""
+def sum_of_starts(dg: Array, previous: Array, reverse: bool, resets: bool) -> Array:
+    """The sums of `dg` over the steps that start from each of the `initial_states`."""
     if previous.size == 0:
         return dg[-1] if reverse else dg[0]
-    starts = (previous == START)[:, :, None]
-    return jnp.where(starts, dg.astype(jnp.float32), 0.0).sum(0).astype(dg.dtype)
+
+    def sum_of(kind: int) -> Array:
+        starts = (previous == kind)[:, :, None]
+        return jnp.where(starts, dg.astype(jnp.float32), 0.0).sum(0).astype(dg.dtype)
+
+    return jnp.concatenate([sum_of(START), sum_of(RESET)]) if resets else sum_of(START)
 
 
 def states_before(ys: Array, h0: Array, previous: Array, reverse: bool) -> Array:
-    """(T, B, H): the h that enters each step."""
+    """(T, B, H): the h that enters each step, given the `initial_states` of h."""
     if previous.size == 0:
         return (
             jnp.concatenate([ys[1:], h0[None]]) if reverse else jnp.concatenate([h0[None], ys[:-1]])
         )
-    index = jnp.maximum(previous + 1, 0)[:, :, None]
-    return jnp.take_along_axis(jnp.concatenate([h0[None], ys]), index, axis=0)
+    starts = h0.reshape(-1, *ys.shape[1:])[::-1]  # in the order of RESET, START
+    index = jnp.maximum(previous + len(starts), 0)[:, :, None]
+    return jnp.take_along_axis(jnp.concatenate([starts, ys]), index, axis=0)

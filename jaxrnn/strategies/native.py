@@ -23,8 +23,8 @@ from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
 from jaxrnn.derivative import rule
 from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
+from jaxrnn.native import primitive
 from jaxrnn.native.partition import NO_ROWS
-from jaxrnn.native.primitive import make_primitive
 from jaxrnn.strategies import cuda
 from jaxrnn.strategies.base import Base, Capabilities, require
 from jaxrnn.strategies.scan import ScanRecurrence, steps_per_iteration
@@ -278,26 +278,30 @@ def _direction(kernel: Kernel) -> cuda.Direction:
     return cuda.Direction(kernel.cell, CELLS.index(kernel.cell), kernel.precision, kernel.reverse)
 
 
-def _served_on_cuda(kernel: Kernel, weights: Weights, x: Array, carry: Carry) -> bool:
-    """Resets and batches without rows have no kernel; a single step costs less without."""
+def _served_on_cuda(kernel: Kernel, weights: Weights, x: Any, carry: Any) -> bool:
+    """Batches without rows have no kernel; a single step costs less without."""
     steps, batch, _ = x.shape
     refused = cuda.refusal(CELLS.index(kernel.cell), weights, x, carry)
-    return weights.initial is None and steps > 1 and batch > 0 and not refused
+    return steps > 1 and batch > 0 and not refused
+
+
+def _serves_forward(call: ForwardCall, weights: Weights, x: Any, carry: Any, _: Any) -> bool:
+    return _served_on_cuda(call.kernel, weights, x, carry)
+
+
+def _serves_adjoint(call: AdjointCall, fixed: Any, _: Any) -> bool:
+    return _served_on_cuda(call.kernel, *fixed[:3])
 
 
 def _forward_on_cuda(
     call: ForwardCall, weights: Weights, x: Array, carry: Carry, mask: Array | None
 ):
-    if not _served_on_cuda(call.kernel, weights, x, carry):
-        return _forward_plain(call, weights, x, carry, mask)
     ys, last, gates, cs = cuda.forward(_direction(call.kernel), call.save, weights, x, carry, mask)
     return ys, last, Saved(gates, cs)
 
 
 def _adjoint_on_cuda(call: AdjointCall, fixed: Any, cotangents: Any):
     weights, x, carry, mask, ys, saved = fixed
-    if not _served_on_cuda(call.kernel, weights, x, carry):
-        return _adjoint_plain(call, fixed, cotangents)
     dweights, dx, dcarry = cuda.adjoint(
         _direction(call.kernel),
         (weights, x, carry, mask, ys, *saved),
@@ -305,7 +309,7 @@ def _adjoint_on_cuda(call: AdjointCall, fixed: Any, cotangents: Any):
         with_dx=call.with_dx,
         with_weights=call.with_weights,
     )
-    return None if dweights is None else Weights(*dweights)._replace(cell=[]), dx, dcarry
+    return None if dweights is None else dweights._replace(cell=[]), dx, dcarry
 
 
 def _at(axis: int, tree: Any) -> Any:
@@ -334,15 +338,21 @@ def _adjoint_rows(call: AdjointCall, fixed: Any, cotangents: Any) -> Any:
     return (arguments, (_at(1, d_ys), _at(0, d_last))), (dweights, dx, _at(0, carry))
 
 
-forward = make_primitive(
+forward = primitive.make_primitive(
     "jaxrnn_forward",
     _forward_plain,
-    {"cpu": _forward_on_cpu, "cuda": _forward_on_cuda},
+    {
+        "cpu": primitive.Kernel(_forward_on_cpu),
+        "cuda": primitive.Kernel(_forward_on_cuda, _serves_forward),
+    },
     _forward_rows,
 )
-adjoint = make_primitive(
+adjoint = primitive.make_primitive(
     "jaxrnn_adjoint",
     _adjoint_plain,
-    {"cpu": _adjoint_on_cpu, "cuda": _adjoint_on_cuda},
+    {
+        "cpu": primitive.Kernel(_adjoint_on_cpu),
+        "cuda": primitive.Kernel(_adjoint_on_cuda, _serves_adjoint),
+    },
     _adjoint_rows,
 )

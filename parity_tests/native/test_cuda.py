@@ -35,7 +35,10 @@ def layer_of(cell, hidden, batch, steps=12, dtype=jnp.float32):
         draw(rows, scale=0.3),
     )
     weights = jax.tree.map(lambda a: a.astype(dtype), weights)
-    carry = tuple(draw(batch, hidden, scale=0.5) for _ in range(cell.states))
+    carry, initial = (
+        tuple(draw(batch, hidden, scale=0.5) for _ in range(cell.states)) for _ in range(2)
+    )
+    weights = weights._replace(initial=initial)  # to which rows are reset
     return weights, draw(steps, batch, 4).astype(dtype), carry
 
 
@@ -45,6 +48,8 @@ def mask_of(kind, steps, batch):
     rng = np.random.default_rng(1)
     if kind == "any":
         return jnp.asarray(rng.random((steps, batch)) < 0.6)
+    if kind == "resets":
+        return jnp.asarray(rng.integers(0, 3, (steps, batch)), jnp.uint8)
     lengths = jnp.asarray(rng.integers(0, steps + 1, batch))
     return jnp.arange(steps)[:, None] < lengths[None, :]
 
@@ -69,9 +74,9 @@ def assert_close(found, wanted, bar):
 
 @needs_gpu
 @pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("kind", ["dense", "lengths", "any"])
+@pytest.mark.parametrize("kind", ["dense", "lengths", "any", "resets"])
 @pytest.mark.parametrize("precision", BARS)
-@pytest.mark.parametrize(("hidden", "batch"), [(100, 5), (256, 40)])
+@pytest.mark.parametrize(("hidden", "batch"), [(60, 300), (100, 5), (256, 40)])
 def test_against_float64(name, kind, precision, hidden, batch):
     cell, low = CELLS[name], precision == "bfloat16"
     dtype = jnp.bfloat16 if low else jnp.float32
@@ -85,13 +90,25 @@ def test_against_float64(name, kind, precision, hidden, batch):
     assert_close(found, wanted, BARS[precision])
 
 
-@needs_gpu
-def test_the_kernel_is_what_runs():
+@pytest.mark.skipif(not device_code.load(), reason="this build of jaxrnn has no CUDA kernels")
+@pytest.mark.parametrize("kind", ["dense", "lengths", "resets"])
+def test_the_kernels_are_what_runs(kind):
+    """Programs for a GPU, lowered on any machine. A single step runs as `Scan`."""
     weights, x, carry = layer_of(cells.lstm, 64, 3)
-    text = jax.jit(strategies.Native(), static_argnums=0).lower(cells.lstm, weights, x, carry)
-    assert device_code.FORWARD in text.as_text()
-    single = jax.jit(strategies.Native(), static_argnums=0).lower(cells.lstm, weights, x[:1], carry)
-    assert device_code.FORWARD not in single.as_text()
+    mask = mask_of(kind, *x.shape[:2])
+
+    def text(x, mask):
+        def loss(weights):
+            ys, _ = strategies.Native()(cells.lstm, weights, x, carry, mask)
+            return ys.sum()
+
+        traced = jax.jit(jax.grad(loss)).trace(weights)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    whole, single = text(x, mask), text(x[:1], None if mask is None else mask[:1])
+    for name in (device_code.FORWARD, device_code.ADJOINT):
+        assert name in whole
+        assert name not in single
 
 
 @needs_gpu
@@ -170,11 +187,21 @@ def test_the_default_on_a_gpu_for_few_steps_and_for_float64(on):
 def test_steps_that_continue_each_other():
     mask = jnp.array([[1, 0], [0, 0], [1, 1], [1, 0]], bool)
     previous, following = cuda_layout.order_steps(mask, reverse=False)
-    assert previous.T.tolist() == [[-1, -2, 0, 2], [-2, -2, -1, -2]]
+    assert previous.T.tolist() == [[-1, -3, 0, 2], [-3, -3, -1, -3]]
     assert following.T.tolist() == [[2, -1, 3, -1], [-1, -1, -1, -1]]
     previous, following = cuda_layout.order_steps(mask, reverse=True)
-    assert previous.T.tolist() == [[2, -2, 3, -1], [-2, -2, -1, -2]]
+    assert previous.T.tolist() == [[2, -3, 3, -1], [-3, -3, -1, -3]]
     assert following.T.tolist() == [[-1, -1, 0, 2], [-1, -1, -1, -1]]
+
+
+def test_a_reset_continues_no_step():
+    mask = jnp.array([[2, 0, 1, 2, 1]], jnp.uint8).T  # RESET, HOLD, RUN, RESET, RUN
+    previous, following = cuda_layout.order_steps(mask, reverse=False)
+    assert previous[:, 0].tolist() == [-2, -3, 0, -2, 3]
+    assert following[:, 0].tolist() == [2, -1, -1, 4, -1]
+    previous, following = cuda_layout.order_steps(mask, reverse=True)
+    assert previous[:, 0].tolist() == [-2, -3, 3, -2, -1]
+    assert following[:, 0].tolist() == [-1, -1, -1, 2, -1]
 
 
 @pytest.mark.parametrize(

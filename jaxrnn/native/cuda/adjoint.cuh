@@ -1,7 +1,7 @@
 // The adjoint of `forward`: from the cotangents of its results, those of W_hh h + b_hh at every step.
 //
 // Steps are taken in the opposite order. The cotangent of the state after a step comes from the step
-// that continues it, through W_hh and past it; a step that starts from the initial state leaves its own
+// that continues it, through W_hh and past it; a step that starts from an initial state leaves its own
 // part in d_h0 and d_c0. What comes to d_h0 through W_hh is a product over those steps, made outside.
 #pragma once
 
@@ -16,7 +16,7 @@ struct Saved {
   static constexpr int H = F::H, WIDTH = F::GATES > 1 ? 4 * H : H;
   io gates[F::GATES], hidden[2], dy;  // hidden: the GRU's W_hn h + b_hn, and the h before
   float c, c_before;
-  int from;  // the step that the row continues, START or HELD
+  int from;  // the step that the row continues, or one of Steps
 
   DEVICE void look_up(const Arguments& p, bool here, int row) {
     if (F::IS_RAGGED) from = here ? p.previous[row] : HELD;
@@ -29,7 +29,7 @@ struct Saved {
 #pragma unroll
     for (int g = 0; g < F::GATES; g++) gates[g] = runs ? saved[g * H] : io(0);
     dy = runs ? row_of<H>((const io*)p.d_ys, row)[unit] : io(0);
-    const int row_before = from < 0 ? b : from * p.batch + b;
+    const int row_before = from < 0 ? initial_row(from, b, p.batch) : from * p.batch + b;
     if (F::CELL == LSTM) {
       c = runs ? row_of<H>(p.cs, row)[unit] : 0.f;
       c_before = runs ? row_of<H>(from < 0 ? p.c0 : p.cs, row_before)[unit] : 0.f;
@@ -39,6 +39,7 @@ struct Saved {
       c_before = runs && from < 0 ? row_of<H>(p.h0_exact, row_before)[unit] : 0.f;
     }
   }
+  DEVICE bool starts() const { return from == START || from == RESET; }
   DEVICE float extra() const { return F::CELL == LSTM ? c : F::CELL == GRU ? get(&hidden[0]) : 0.f; }
   DEVICE float before() const {
     return F::CELL == LSTM ? c_before : F::CELL == GRU ? get(&hidden[1]) + c_before : 0.f;
@@ -77,16 +78,8 @@ DEVICE void adjoint(const Arguments& p) {
   Patience patience = {p.patience, p.failed};
 
   if (F::K_SPLIT > 1) sync_cluster();  // nobody writes into a CTA that has not started
-  Word4 w[F::BLOCKS][F::TILES];
-#pragma unroll
-  for (int i = 0; i < F::BLOCKS; i++)
-#pragma unroll
-    for (int n = 0; n < F::TILES; n++) {
-      const int owner = n / F::OWN_TILES - place.rank;
-      const int unit = place.first_unit + owner * F::UNITS + n % F::OWN_TILES * 8 + place.fragment_row;
-      const u32* at = (const u32*)p.weights + (size_t)unit * F::K_WORDS + place.word + i * 16;
-      w[i][n] = rounded_input<F::PRECISION>(load_constant(at));
-    }
+  Word4 w[F::BLOCKS][F::HELD];
+  load_weights<F>(w, place, (const u32*)p.weights);
 #pragma unroll
   for (int k = 0; k < THREAD_CELLS; k++)
     for (int s = 0; place.has(k) && s < sub_tiles; s++) {
@@ -95,8 +88,10 @@ DEVICE void adjoint(const Arguments& p) {
       const bool here = b < place.end_row;
       pass_of[cell] = here ? p.d_h_last[at] : 0.f;
       dc_of[cell] = F::CELL == LSTM && here ? p.d_c_last[at] : 0.f;
-      if (here) p.d_h0[at] = 0.f;
-      if (F::CELL == LSTM && here) p.d_c0[at] = 0.f;
+      for (int row = b; here && row < p.initial_rows; row += batch) {
+        row_of<H>(p.d_h0, row)[place.unit[k]] = 0.f;
+        if (F::CELL == LSTM) row_of<H>(p.d_c0, row)[place.unit[k]] = 0.f;
+      }
     }
 
   Chunk<F> chunks[F::CHUNKS > 1 ? 2 : 1];
@@ -166,7 +161,7 @@ DEVICE void adjoint(const Arguments& p) {
       for (int g = 0; g < GATES; g++) {
         const float v = canonical(d[g]);
         if (F::IS_BF16) {  // a word holds two units, of neighbouring lanes, who share the gates' stores
-          const float other = of_neighbour(v);
+          const float other = shuffle_xor(v, 1);
           const bool odd = unit & 1;
           if (here && odd == (g >= 2))
             store_shared_result(to + ((g * H + unit) >> 1), odd ? pack_bf16(other, v) : pack_bf16(v, other));
@@ -176,10 +171,10 @@ DEVICE void adjoint(const Arguments& p) {
       }
       let_idle_warps_go<F>(false);
       if (F::CELL == GRU && here) put(row_of<H>((io*)p.d_gx_n, row) + unit, d_gx_n);
-      if (F::IS_RAGGED && saved[k].from == START) {
-        const size_t at = (size_t)b * H + unit;
-        p.d_h0[at] += pass;
-        if (F::CELL == LSTM) p.d_c0[at] += dc;
+      if (F::IS_RAGGED && saved[k].starts()) {
+        const int initial = initial_row(saved[k].from, b, batch);
+        row_of<H>(p.d_h0, initial)[unit] += pass;
+        if (F::CELL == LSTM) row_of<H>(p.d_c0, initial)[unit] += dc;
         pass = dc = 0.f;
       }
       pass_of[cell] = pass;

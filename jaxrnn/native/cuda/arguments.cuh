@@ -12,17 +12,18 @@ enum Cells : int { RNN_TANH = 0, RNN_RELU = 1, LSTM = 2, GRU = 3 };
 // What the products are computed in: bf16, TF32, or float by three TF32 products.
 enum Precisions : int { BF16 = 0, TF32 = 1, FLOAT32 = 2 };
 
-// In `previous`, instead of a step: the step starts from the initial state; the row holds its state.
-enum Steps : int { START = -1, HELD = -2 };
+// In `previous`, instead of a step: the step starts from the initial state; it starts from the state to
+// which the row is reset; the row holds its state.
+enum Steps : int { START = -1, RESET = -2, HELD = -3 };
 
 struct Arguments {
   const void* gx;         // forward: (T, B, G H) io, biases included but the GRU's b_hn
   const void* weights;    // forward: W_hh (G H, H); adjoint: its transpose (H, G H); io
   const float* b_hn;      // GRU: (H), or null
-  const void* h0;         // (B, H) io, without a NaN of all ones
-  const float* h0_exact;  // (B, H), before rounding to io
-  const float* c0;        // LSTM: (B, H)
-  const int* previous;    // (T, B): the step that a step of a row continues, START or HELD; null: dense
+  const void* h0;         // (B, H) io, without a NaN of all ones; with resets (2 B, H): theirs are the second half
+  const float* h0_exact;  // the same before rounding to io
+  const float* c0;        // LSTM: the same of c
+  const int* previous;    // (T, B): the step that a step of a row continues, START, RESET or HELD; null: dense
   const int* following;   // adjoint: (T, B): the step that continues it, or negative; null: dense
   void* ys;               // (T, B, H) io; forward: poisoned
   float* h_last;          // (B, H)
@@ -34,10 +35,11 @@ struct Arguments {
   const float* d_c_last;  // LSTM: (B, H)
   void* dg;               // (T, B, G H) io, poisoned: the cotangent of W_hh h + b_hh
   void* d_gx_n;           // GRU: (T, B, H) io: the cotangent of gx_n
-  float* d_h0;            // (B, H), but for what comes through W_hh
-  float* d_c0;            // LSTM: (B, H)
+  float* d_h0;            // as h0, but for what comes through W_hh
+  float* d_c0;            // LSTM: as c0
   unsigned* failed;       // set by a reader that waited too long
   int steps, batch;       // T, B
+  int initial_rows;       // of h0: B, or 2 B with resets
   int row_begin, row_end; // the rows of this launch
   int group_rows;         // rows of a group of CTAs
   int sub_tiles;          // tiles of 16 MT rows that a group takes one after the other

@@ -185,7 +185,7 @@ static void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
   memcpy(d, warp.sums[lane], sizeof d);
 }
 
-static float of_neighbour(float v) {
+static float shuffle_xor(float v, int mask) {
   Warp& warp = *current->warp;
   const int lane = current->thread & 31;
   warp.values[lane] = v;
@@ -198,7 +198,7 @@ static float of_neighbour(float v) {
   } else {
     while (warp.generation == generation) yield();
   }
-  return warp.others[lane ^ 1];
+  return warp.others[lane ^ mask];
 }
 static u32 add_anew(u32 a, u32 b) { return a + b; }
 static float exp2_fast(float x) { return exp2f(x); }
@@ -224,8 +224,7 @@ static void store_in_peer(u32 address, float a, float b, float c, float d) {
 }
 static void raise_flag(unsigned* flag) { *flag = 1; }
 
-#include "adjoint.cuh"
-#include "forward.cuh"
+#include "alone.cuh"
 
 using namespace jaxrnn::cuda;
 

@@ -38,11 +38,13 @@ ffi::Error guarded(Body&& body) {
   return ffi::Error::Success();
 }
 
-Problem problem_of(int32_t cell, int32_t precision, bool adjoint, const ffi::AnyBuffer& h0, Arguments* arguments,
-                   int64_t steps) {
-  const int batch = int(h0.dimensions()[0]), hidden = int(h0.dimensions()[1]);
-  arguments->steps = int(steps);
+// `of_steps`: an array (T, B, ...).
+Problem problem_of(int32_t cell, int32_t precision, bool adjoint, const ffi::AnyBuffer& h0,
+                   const ffi::AnyBuffer& of_steps, Arguments* arguments) {
+  const int batch = int(of_steps.dimensions()[1]), hidden = int(h0.dimensions()[1]);
+  arguments->steps = int(of_steps.dimensions()[0]);
   arguments->batch = batch;
+  arguments->initial_rows = int(h0.dimensions()[0]);
   return {cell, precision, hidden, batch, adjoint, arguments->previous != nullptr};
 }
 
@@ -68,7 +70,7 @@ struct ForwardCall {
     a.c_last = out<float>(outs, 2);
     a.gates = out<void>(outs, 3);
     a.cs = out<float>(outs, 4);
-    problem = problem_of(cell, precision, false, h0, &a, gx.dimensions()[0]);
+    problem = problem_of(cell, precision, false, h0, gx, &a);
     shared_bytes = (*outs.get<ffi::AnyBuffer>(0))->size_bytes();
   }
 };
@@ -100,7 +102,7 @@ struct AdjointCall {
     a.d_gx_n = out<void>(outs, 1);
     a.d_h0 = out<float>(outs, 2);
     a.d_c0 = out<float>(outs, 3);
-    problem = problem_of(cell, precision, true, h0, &a, ys.dimensions()[0]);
+    problem = problem_of(cell, precision, true, h0, ys, &a);
     shared_bytes = (*outs.get<ffi::AnyBuffer>(0))->size_bytes();
   }
 };
@@ -158,8 +160,8 @@ JAXRNN_EXPORT int jaxrnn_cuda_plan(const int* problem, int sms, int smem, int cl
       choose(problem_at(problem), {sms, smem, clusters != 0}, form);
   if (!p) return 0;
   const int numbers[] = {p->form.unit_tiles, p->form.row_tiles, p->form.warps,  p->form.k_split,
-                         p->form.ctas_per_sm, p->form.chunk,    p->ctas,        p->smem,
-                         p->group_rows,      p->sub_tiles,      p->launch_rows};
+                         p->form.ctas_per_sm, p->form.chunk,    p->form.held,    p->ctas,
+                         p->smem,            p->group_rows,     p->sub_tiles,    p->launch_rows};
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) plan[i] = numbers[i];
   return 1;
 }
@@ -167,7 +169,7 @@ JAXRNN_EXPORT int jaxrnn_cuda_plan(const int* problem, int sms, int smem, int cl
 // Compiles the instance that `plan` begins with, for an architecture. Returns the bytes of local memory
 // that a thread needs, or -1 with the reason in `error`.
 JAXRNN_EXPORT int jaxrnn_cuda_compile(const int* problem, const int* plan, const char* arch, char* error, int size) {
-  Form form{plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]};
+  Form form{plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]};
   try {
     return compile_form(problem_at(problem), &form, arch, 0).stack;
   } catch (const std::exception& failure) {

@@ -1,7 +1,7 @@
 // How one instance lays a layer onto the chip, and the place of each thread in it.
 //
 // A group of CTAs runs some rows of the batch. A CTA owns 8 UNIT_TILES hidden units and keeps their
-// rows of the weights in registers for all steps. Its warps split K, the numbers that a product sums
+// rows of the weights in registers for all steps, or some of them in shared memory. Its warps split K, the numbers that a product sums
 // over, as do the CTAs of a cluster of K_SPLIT; the partial sums meet in shared memory.
 //
 // K is counted in words. An MMA takes 8 of them. A block has 16: a thread reads words 4q to 4q+3 of it
@@ -14,7 +14,7 @@
 namespace jaxrnn::cuda {
 
 template <int CELL_, int PRECISION_, int H_, int UNIT_TILES_, int ROW_TILES_, int WARPS_, int CHUNK_, int K_SPLIT_,
-          bool IS_ADJOINT_, bool IS_RAGGED_>
+          int HELD_, bool IS_ADJOINT_, bool IS_RAGGED_>
 struct Form {
   typedef typename Io<PRECISION_>::type io;
   typedef Cell<CELL_, PRECISION_> cell;
@@ -29,6 +29,8 @@ struct Form {
   static constexpr int CHUNKS = BLOCKS / CHUNK;
   static constexpr int OWN_TILES = (IS_ADJOINT ? 1 : GATES) * UNIT_TILES;  // tiles of 8 columns, summed here
   static constexpr int TILES = OWN_TILES * K_SPLIT;                        // multiplied here
+  // Tiles whose weights are in registers. Those of the others lie in shared memory.
+  static constexpr int HELD = HELD_;
   static constexpr int UNITS = 8 * UNIT_TILES, GROUP_CTAS = H / UNITS, THREADS = 32 * WARPS;
   static constexpr int ROWS = 16 * ROW_TILES;
   // A step's cells, 128 to a tile of rows and units, and how many of them a thread has.
@@ -41,10 +43,14 @@ struct Form {
   static constexpr bool SPLIT_ANEW =
       8 * BLOCKS * TILES + 8 * CHUNK * ROW_TILES * (CHUNK == BLOCKS ? 1 : 2) + 4 * SUMS * TILES * ROW_TILES > 176;
 
-  // Shared memory, in floats: partial sums (twice, in turns), what the cluster exchanges, the states.
+  // Shared memory, in floats: partial sums (twice, in turns, if there is room), what the cluster
+  // exchanges, weights, the states.
   static constexpr int PARTIAL = WARPS * ROW_TILES * TILES * 128;
   static constexpr int EXCHANGED = K_SPLIT * ROW_TILES * OWN_TILES * 128;
-  static constexpr int STATES_AT = K_SPLIT > 1 ? PARTIAL + 2 * EXCHANGED : 2 * PARTIAL;
+  static constexpr int WEIGHTS_AT = K_SPLIT > 1 ? PARTIAL + 2 * EXCHANGED : HELD < TILES ? PARTIAL : 2 * PARTIAL;
+  static constexpr int STATES_AT = WEIGHTS_AT + (TILES - HELD) * BLOCKS * THREADS * 4;
+
+  static_assert(HELD == TILES || (K_SPLIT == 1 && PRECISION != FLOAT32), "not from shared memory");
 
   static_assert(K_WORDS % (16 * WARPS * K_SPLIT) == 0 && BLOCKS % CHUNK == 0, "the warps split K evenly");
   static_assert(H % UNITS == 0 && GROUP_CTAS % K_SPLIT == 0, "the CTAs split the units evenly");
@@ -88,6 +94,9 @@ struct Place {
   // Whether the thread has a k-th cell at all; all lanes of a warp agree.
   DEVICE bool has(int k) const { return F::CELLS % F::THREADS == 0 || cell_of(k) < F::CELLS; }
 };
+
+// The row of the initial states from which a step starts that continues none, in row b of the batch.
+DEVICE int initial_row(int from, int b, int batch) { return from == RESET ? batch + b : b; }
 
 // One sub-tile of rows at one step: the i-th of those that are taken.
 struct Turn {
@@ -133,8 +142,8 @@ struct Rows {
       }
   }
 
-  // The rows of sub-tile `s`: of `results` at the step that they continue, or of `initial` at START. A
-  // dense batch continues step `dense`.
+  // The rows of sub-tile `s`: of `results` at the step that they continue, or of `initial`. A dense
+  // batch continues step `dense`.
   DEVICE void find(const Place<F>& place, const u32* results, const u32* initial, int batch, int dense, int s) {
     const u32* all = dense == START ? initial : row_of<F::K_WORDS>(results, dense * batch);
 #pragma unroll
@@ -144,8 +153,9 @@ struct Rows {
         const int b = place.loaded_row(s, m, j);
         if (F::IS_RAGGED) {
           const int step = from[m][j];
-          const u32* row = step < 0 ? row_of<F::K_WORDS>(initial, b) : row_of<F::K_WORDS>(results, step * batch + b);
-          at[m][j] = step < START || (step == START && !initial) ? nullptr : row + place.word;
+          const u32* row = step < 0 ? row_of<F::K_WORDS>(initial, initial_row(step, b, batch))
+                                    : row_of<F::K_WORDS>(results, step * batch + b);
+          at[m][j] = step == HELD || (step < 0 && !initial) ? nullptr : row + place.word;
         } else {
           at[m][j] = b < place.end_row && all ? row_of<F::K_WORDS>(all, b) + place.word : nullptr;
         }

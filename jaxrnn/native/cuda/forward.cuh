@@ -10,11 +10,12 @@ template <class F>
 struct Inputs {
   typedef typename F::io io;
   io x[F::GATES];
-  int from;  // of a ragged batch: the step that the row continues
+  int from;  // of a ragged batch: the step that the row continues, or one of Steps
 
   DEVICE void look_up(const Arguments& p, bool here, int row) {
     if (F::IS_RAGGED) from = here ? p.previous[row] : HELD;
   }
+  DEVICE bool starts() const { return from == START || from == RESET; }
   DEVICE void load(const Arguments& p, bool here, int row, int unit) {
     const io* gx = row_of<F::GATES * F::H>((const io*)p.gx, row) + unit;
 #pragma unroll
@@ -43,16 +44,8 @@ DEVICE void forward(const Arguments& p) {
   Patience patience = {p.patience, p.failed};
 
   if (F::K_SPLIT > 1) sync_cluster();  // nobody writes into a CTA that has not started
-  Word4 w[F::BLOCKS][F::TILES];
-#pragma unroll
-  for (int i = 0; i < F::BLOCKS; i++)
-#pragma unroll
-    for (int n = 0; n < F::TILES; n++) {
-      const int gate = n % F::OWN_TILES / F::UNIT_TILES, owner = n / F::OWN_TILES - place.rank;
-      const int unit = place.first_unit + owner * F::UNITS + n % F::UNIT_TILES * 8 + place.fragment_row;
-      const u32* at = (const u32*)p.weights + (size_t)(gate * H + unit) * F::K_WORDS + place.word + i * 16;
-      w[i][n] = rounded_input<F::PRECISION>(load_constant(at));
-    }
+  Word4 w[F::BLOCKS][F::HELD];
+  load_weights<F>(w, place, (const u32*)p.weights);
   float b_hn[THREAD_CELLS];
 #pragma unroll
   for (int k = 0; k < THREAD_CELLS; k++) {
@@ -85,9 +78,10 @@ DEVICE void forward(const Arguments& p) {
       if (F::IS_RAGGED) inputs[k].from = ahead[k].from;
       if (here && (unit & 7) == 0 && order.has(turn.i + Order::AHEAD))
         Inputs<F>::prefetch_row(p, order.step(turn.i + Order::AHEAD) * batch + b, unit);
-      if (F::IS_RAGGED && inputs[k].from == START) {
-        h_of[turn.s * F::CELLS + place.cell_of(k)] = p.h0_exact[(size_t)b * H + unit];
-        if (F::CELL == LSTM) c_of[turn.s * F::CELLS + place.cell_of(k)] = p.c0[(size_t)b * H + unit];
+      if (F::IS_RAGGED && inputs[k].starts()) {
+        const int cell = turn.s * F::CELLS + place.cell_of(k), initial = initial_row(inputs[k].from, b, batch);
+        h_of[cell] = row_of<H>(p.h0_exact, initial)[unit];
+        if (F::CELL == LSTM) c_of[cell] = row_of<H>(p.c0, initial)[unit];
       }
     }
   };
@@ -137,7 +131,7 @@ DEVICE void forward(const Arguments& p) {
       }
       const float y = runs ? h : 0.f;
       if (F::IS_BF16) {  // a word holds two units, of neighbouring lanes
-        const float other = of_neighbour(y);
+        const float other = shuffle_xor(y, 1);
         u32* at = row_of<F::K_WORDS>((u32*)p.ys, row) + (unit >> 1);
         if (here && !(unit & 1)) store_shared_result(at, pack_bf16(y, other));
       } else if (here) {

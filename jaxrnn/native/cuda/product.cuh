@@ -24,6 +24,12 @@ struct Patience {
   }
 };
 
+// The weights of block i and tile n that this thread has in shared memory.
+template <class F>
+DEVICE float* outside(int i, int n) {
+  return SMEM + F::WEIGHTS_AT + ((i * (F::TILES - F::HELD) + n - F::HELD) * F::THREADS + THREAD) * 4;
+}
+
 // CHUNK blocks of the rows' operand: loaded early, settled and multiplied later.
 template <class F>
 struct Chunk {
@@ -83,7 +89,8 @@ struct Chunk {
 
   typedef float Sums[F::SUMS][F::ROW_TILES][F::TILES][4];
 
-  DEVICE void multiply(Sums& sums, const Word4 (*w)[F::TILES]) {
+  // `w`: of block `first`, which this chunk begins with, and those after it.
+  DEVICE void multiply(Sums& sums, const Word4 (*w)[F::HELD], int first) {
 #pragma unroll
     for (int i = 0; i < F::CHUNK; i++)
 #pragma unroll
@@ -93,17 +100,30 @@ struct Chunk {
           continue;
         }
         const Word4 p = rounded<F::PRECISION>(a[i][m][0]), q = rounded<F::PRECISION>(a[i][m][1]);
+        const auto multiply_tiles = [&](int begin, int end, const Word4* b) {
 #pragma unroll
-        for (int n = 0; n < F::TILES; n++)
-          multiply_add<F::IS_BF16>(sums[2 * i % F::SUMS][m][n], p.x, q.x, p.y, q.y, w[i][n].x, w[i][n].y);
+          for (int n = begin; n < end; n++)
+            multiply_add<F::IS_BF16>(sums[2 * i % F::SUMS][m][n], p.x, q.x, p.y, q.y, b[n - begin].x, b[n - begin].y);
 #pragma unroll
-        for (int n = 0; n < F::TILES; n++)
-          multiply_add<F::IS_BF16>(sums[(2 * i + 1) % F::SUMS][m][n], p.z, q.z, p.w, q.w, w[i][n].z, w[i][n].w);
+          for (int n = begin; n < end; n++)
+            multiply_add<F::IS_BF16>(sums[(2 * i + 1) % F::SUMS][m][n], p.z, q.z, p.w, q.w, b[n - begin].z,
+                                     b[n - begin].w);
+        };
+        multiply_tiles(0, F::HELD, w[i]);
+        constexpr int TOGETHER = 2;  // as many as come from shared memory at once
+#pragma unroll
+        for (int begin = F::HELD; begin < F::TILES; begin += TOGETHER) {
+          const int end = begin + TOGETHER < F::TILES ? begin + TOGETHER : F::TILES;
+          Word4 b[TOGETHER];
+#pragma unroll
+          for (int n = begin; n < end; n++) b[n - begin] = load_smem(outside<F>(first + i, n));
+          multiply_tiles(begin, end, b);
+        }
       }
   }
 
   // Three TF32 products: low high + high low + high high, the small ones first.
-  DEVICE void multiply_exactly(Sums& sums, const Word4 (&w)[F::TILES], int i, int m) {
+  DEVICE void multiply_exactly(Sums& sums, const Word4 (&w)[F::HELD], int i, int m) {
     const Word4 p = a[i][m][0], q = a[i][m][1];
     const u32 words[8] = {p.x, q.x, p.y, q.y, p.z, q.z, p.w, q.w};
     constexpr int TOGETHER = F::TILES < 4 ? F::TILES : 4;
@@ -140,16 +160,32 @@ struct Chunk {
   }
 };
 
+// The weights of a thread: rows of W_hh, one gate after the other, or of its transpose.
+template <class F>
+DEVICE void load_weights(Word4 (&w)[F::BLOCKS][F::HELD], const Place<F>& place, const u32* weights) {
+#pragma unroll
+  for (int i = 0; i < F::BLOCKS; i++)
+#pragma unroll
+    for (int n = 0; n < F::TILES; n++) {
+      const int gate = n % F::OWN_TILES / F::UNIT_TILES, owner = n / F::OWN_TILES - place.rank;
+      const int unit = place.first_unit + owner * F::UNITS + n % F::UNIT_TILES * 8 + place.fragment_row;
+      const u32* row = row_of<F::K_WORDS>(weights, gate * F::H + unit);
+      const Word4 v = rounded_input<F::PRECISION>(load_constant(row + place.word + i * 16));
+      if (n < F::HELD) w[i][n < F::HELD ? n : 0] = v;
+      else store_smem(outside<F>(i, n), float_of(v.x), float_of(v.y), float_of(v.z), float_of(v.w));
+    }
+}
+
 // A warp's whole part of the product. `first` has been loaded; the chunks after it are here.
 template <class F>
-DEVICE void multiply_rows(typename Chunk<F>::Sums& sums, Chunk<F>* chunks, const Word4 (*w)[F::TILES],
+DEVICE void multiply_rows(typename Chunk<F>::Sums& sums, Chunk<F>* chunks, const Word4 (*w)[F::HELD],
                           const Rows<F>& rows, Patience& patience) {
   if (F::CHUNKS > 1) chunks[1].load(rows, F::CHUNK);
 #pragma unroll
   for (int c = 0; c < F::CHUNKS; c++) {
     Chunk<F>& chunk = chunks[c & 1];
     chunk.settle(rows, c * F::CHUNK, patience);
-    chunk.multiply(sums, w + c * F::CHUNK);
+    chunk.multiply(sums, w + c * F::CHUNK, c * F::CHUNK);
     if (c + 2 < F::CHUNKS) chunk.load(rows, (c + 2) * F::CHUNK);
   }
 }
@@ -162,7 +198,8 @@ struct Meeting {
   static constexpr int STRIDE = F::ROW_TILES * F::OWN_TILES * 128;
 
   static DEVICE const float* meet(typename Chunk<F>::Sums& sums, const Place<F>& place, float* smem, int turn) {
-    float* part = F::K_SPLIT > 1 ? smem : smem + turn * F::PARTIAL;
+    float* part = F::K_SPLIT > 1 || F::HELD < F::TILES ? smem : smem + turn * F::PARTIAL;
+    if (F::HELD < F::TILES) sync_cta();  // the sums of the turn before have been read
 #pragma unroll
     for (int m = 0; m < F::ROW_TILES; m++)
 #pragma unroll

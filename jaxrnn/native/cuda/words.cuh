@@ -74,7 +74,7 @@ DEVICE u32 add_anew(u32 a, u32 b) {
   asm volatile("add.u32 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
-DEVICE float of_neighbour(float v) { return __shfl_xor_sync(0xffffffffu, v, 1); }
+DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
