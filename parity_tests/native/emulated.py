@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxrnn import native
 from jaxrnn.native import cuda
+from jaxrnn.strategies.native import CELLS
 
 SOURCES = Path(native.__file__).parent / "cuda"
 ALLOWED_SMEM = 227 * 1024
@@ -33,7 +34,7 @@ POINTERS = (
     "failed",
 )
 NUMBERS = (
-    *("steps", "batch", "row_begin", "row_end", "group_rows", "sub_tiles"),
+    *("steps", "batch", "initial_rows", "row_begin", "row_end", "group_rows", "sub_tiles"),
     *("reverse", "patience", "mute"),
 )
 
@@ -45,7 +46,7 @@ class Arguments(ctypes.Structure):
 
 
 PLAN = (
-    *("unit_tiles", "row_tiles", "warps", "k_split", "ctas_per_sm", "chunk"),
+    *("unit_tiles", "row_tiles", "warps", "k_split", "ctas_per_sm", "chunk", "held"),
     *("ctas", "smem", "group_rows", "sub_tiles", "launch_rows"),
 )
 
@@ -60,10 +61,15 @@ def plan_of(problem, *, sms=132, smem=ALLOWED_SMEM, clusters=True, form=0):
 
 def instance_of(problem, plan):
     cell, precision, hidden, _, is_adjoint, is_ragged = problem
+    flags = ",".join(str(bool(flag)).lower() for flag in (is_adjoint, is_ragged))
+    if not plan["unit_tiles"]:
+        name = f"{'adjoint' if is_adjoint else 'forward'}_alone"
+        return f"{name}<AloneForm<{cell},{precision},{hidden},{flags}>>"
     shape = [plan[n] for n in ("unit_tiles", "row_tiles", "warps", "chunk", "k_split")]
     numbers = ",".join(map(str, (cell, precision, hidden, *shape)))
-    flags = ",".join(str(bool(flag)).lower() for flag in (is_adjoint, is_ragged))
-    return f"{'adjoint' if is_adjoint else 'forward'}<Form<{numbers},{flags}>>"
+    gates = 1 if is_adjoint else CELLS[cell].gates
+    held = plan["held"] or gates * plan["unit_tiles"] * plan["k_split"]
+    return f"{'adjoint' if is_adjoint else 'forward'}<Form<{numbers},{held},{flags}>>"
 
 
 def build(instances, folder):
@@ -120,6 +126,7 @@ class Device:
         arguments = Arguments(
             steps=steps,
             batch=batch,
+            initial_rows=arrays["h0_exact"].shape[0],
             group_rows=plan["group_rows"],
             sub_tiles=plan["sub_tiles"],
             reverse=reverse,

@@ -39,16 +39,24 @@ def case(cell, precision, hidden, batch, **options):
     )
 
 
+# Digits of `form`: weights in shared memory, unit tiles, row tiles, warps (0: chosen), CTAs that
+# split K, CTAs on an SM.
+GROUPS = {"form": 11011}
 CASES = {
-    "lstm bf16": case(LSTM, cuda.BF16, 64, 5),
-    "lstm tf32": case(LSTM, cuda.TF32, 20, 5),
-    "lstm float32": case(LSTM, cuda.FLOAT32, 20, 5),
-    "gru bf16": case(GRU, cuda.BF16, 20, 5),
-    "gru tf32": case(GRU, cuda.TF32, 20, 5),
-    "gru float32": case(GRU, cuda.FLOAT32, 64, 5),
-    "tanh float32": case(TANH, cuda.FLOAT32, 20, 5),
-    "relu bf16": case(RELU, cuda.BF16, 20, 5),
-    # Digits of `form`: unit tiles, row tiles, warps, CTAs that split K, CTAs on an SM.
+    "lstm bf16": case(LSTM, cuda.BF16, 64, 5, **GROUPS),
+    "lstm tf32": case(LSTM, cuda.TF32, 20, 5, **GROUPS),
+    "lstm float32": case(LSTM, cuda.FLOAT32, 20, 5, **GROUPS),
+    "gru bf16": case(GRU, cuda.BF16, 20, 5, **GROUPS),
+    "gru tf32": case(GRU, cuda.TF32, 20, 5, **GROUPS),
+    "gru float32": case(GRU, cuda.FLOAT32, 64, 5, **GROUPS),
+    "tanh float32": case(TANH, cuda.FLOAT32, 20, 5, **GROUPS),
+    "relu bf16": case(RELU, cuda.BF16, 20, 5, **GROUPS),
+    "weights of groups in shared memory": case(LSTM, cuda.TF32, 128, 19, form=121411, sms=8),
+    "alone: lstm float32": case(LSTM, cuda.FLOAT32, 20, 2, form=811),
+    "alone: gru bf16": case(GRU, cuda.BF16, 64, 1, form=812),
+    "alone: gru tf32": case(GRU, cuda.TF32, 128, 2, form=811),
+    "alone: weights in shared memory": case(LSTM, cuda.BF16, 128, 1, form=811),
+    "alone: eight units a thread": case(TANH, cuda.FLOAT32, 256, 1, form=811),
     "two groups, a tail of rows": case(LSTM, cuda.BF16, 64, 19, form=11211, sms=16),
     "two sub-tiles": case(GRU, cuda.FLOAT32, 64, 19, form=11411, sms=8),
     "two launches": case(LSTM, cuda.BF16, 64, 19, form=41211, sms=2, smem=37_000),
@@ -79,6 +87,8 @@ def arrays_of(c, seed=0):
     weights = Weights(
         draw(rows, 3, scale=0.5), draw(rows, h, scale=h**-0.5), draw(rows), draw(rows, scale=0.3)
     )
+    states = tuple(draw(c.batch, h, scale=0.5) for _ in range(cell.states))
+    weights = weights._replace(initial=states)  # to which rows are reset
     x = draw(STEPS, c.batch, 3)
     carry = tuple(draw(c.batch, h, scale=0.5) for _ in range(cell.states))
     d_ys = draw(STEPS, c.batch, h)
@@ -94,13 +104,18 @@ def mask_of(kind, batch):
         lengths = rng.integers(0, STEPS + 1, batch)
         lengths[0], lengths[-1] = 0, STEPS
         return jnp.arange(STEPS)[:, None] < lengths[None, :]
+    if kind == "resets":
+        drawn = rng.integers(0, 3, (STEPS, batch))
+        return jnp.asarray(drawn, jnp.uint8)  # HOLD, RUN, RESET
     return jnp.asarray(rng.random((STEPS, batch)) < 0.6)
 
 
 def in_dtypes(c, weights, x, carry, cotangents):
     io = jnp.bfloat16 if c.precision == cuda.BF16 else jnp.float32
     to = lambda dtype, tree: jax.tree.map(lambda a: a.astype(dtype), tree)  # noqa: E731
-    return to(io, weights), to(io, x), to(jnp.float32, carry), to(jnp.float32, cotangents)
+    states = to(jnp.float32, weights.initial)
+    weights = to(io, weights)._replace(initial=states)
+    return weights, to(io, x), to(jnp.float32, carry), to(jnp.float32, cotangents)
 
 
 def direction_of(c, reverse):
@@ -124,6 +139,7 @@ def named(ys, last, dweights, dx, dcarry):
     out |= {f"last {i}": a for i, a in enumerate(last)}
     named_weights = zip(Weights._fields[:4], dweights[:4], strict=True)
     out |= {f"d{n}": a for n, a in named_weights}
+    out |= {f"dreset {i}": a for i, a in enumerate(dweights.initial)}
     return out | {f"dcarry {i}": a for i, a in enumerate(dcarry)}
 
 
@@ -173,6 +189,14 @@ def compare(found, wanted, bar):
         ("split K and sub-tiles", "any", True),
         ("tanh float32", "any", True),
         ("lstm float32", "dense", True),
+        *(("lstm float32", "resets", reverse) for reverse in (False, True)),
+        ("gru tf32", "resets", True),
+        ("two sub-tiles", "resets", False),
+        ("split K", "resets", False),
+        ("weights of groups in shared memory", "resets", True),
+        ("alone: lstm float32", "any", True),
+        ("alone: lstm float32", "resets", False),
+        ("alone: gru tf32", "resets", True),
     ],
 )
 def test_against_float64(name, kind, reverse, library, monkeypatch):
@@ -193,7 +217,7 @@ def test_against_float64(name, kind, reverse, library, monkeypatch):
 
 def test_a_cta_that_never_writes_ends_in_nan_and_a_flag(library, monkeypatch):
     c = CASES["lstm bf16"]
-    device = emulated.Device(library, mute=1, patience=20)
+    device = emulated.Device(library, mute=1, patience=20, **c.options)
     found = run(c, device, monkeypatch, arrays_of(c), None, False)
     assert jnp.isnan(found["ys"]).any()
     assert device.failed.all()
@@ -204,7 +228,7 @@ def test_nan_in_an_input_spreads_and_nobody_waits(library, monkeypatch):
     weights, x, (h,), cotangents = arrays_of(c)
     ones = jnp.asarray(np.array(-1).astype(np.int64).view(np.float64))  # the pattern of the poison
     arrays = weights, x.at[2, 0].set(jnp.nan), (h.at[1].set(ones),), cotangents
-    device = emulated.Device(library)
+    device = emulated.Device(library, **c.options)
     found = run(c, device, monkeypatch, arrays, None, False)
     wanted = expected(c, arrays, None, False)
     assert jnp.array_equal(jnp.isnan(found["ys"]), jnp.isnan(wanted["ys"]))

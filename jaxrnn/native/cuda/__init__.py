@@ -61,7 +61,7 @@ def fits(gpu: Gpu, cell: int, precision: int, hidden: int, rows: int) -> bool:
     limits = gpu.multiprocessors, gpu.shared_memory, gpu.has_clusters, 0
     flags = itertools.product((0, 1), (0, 1))  # the adjoint, a mask
     problems = [(ctypes.c_int * 6)(cell, precision, size, rows, *pair) for pair in flags]
-    return all(found.jaxrnn_cuda_plan(p, *limits, (ctypes.c_int * 11)()) for p in problems)
+    return all(found.jaxrnn_cuda_plan(p, *limits, (ctypes.c_int * 12)()) for p in problems)
 
 
 def padded(hidden: int) -> int:

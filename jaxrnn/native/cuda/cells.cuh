@@ -20,10 +20,10 @@ struct Cell<LSTM, PRECISION> {
   static constexpr bool EXACT = PRECISION == FLOAT32;
 
   static DEVICE void forward(float (&v)[4], const float (&x)[4], float, float& h, float& c, float& extra) {
-    v[0] = sigmoid(v[0] + x[0]);
-    v[1] = sigmoid(v[1] + x[1]);
+    v[0] = sigmoid<EXACT>(v[0] + x[0]);
+    v[1] = sigmoid<EXACT>(v[1] + x[1]);
     v[2] = tanh_of<EXACT>(v[2] + x[2]);
-    v[3] = sigmoid(v[3] + x[3]);
+    v[3] = sigmoid<EXACT>(v[3] + x[3]);
     c = v[1] * c + v[0] * v[2];
     h = v[3] * tanh_of<EXACT>(c);
     extra = c;
@@ -44,12 +44,13 @@ struct Cell<LSTM, PRECISION> {
 template <int PRECISION>
 struct Cell<GRU, PRECISION> {
   static constexpr int GATES = 3;
+  static constexpr bool EXACT = PRECISION == FLOAT32;
 
   static DEVICE void forward(float (&v)[3], const float (&x)[3], float b_hn, float& h, float&, float& extra) {
     extra = v[2] + b_hn;
-    v[0] = sigmoid(v[0] + x[0]);
-    v[1] = sigmoid(v[1] + x[1]);
-    v[2] = tanh_of<PRECISION == FLOAT32>(x[2] + v[0] * extra);
+    v[0] = sigmoid<EXACT>(v[0] + x[0]);
+    v[1] = sigmoid<EXACT>(v[1] + x[1]);
+    v[2] = tanh_of<EXACT>(x[2] + v[0] * extra);
     h = v[2] + v[1] * (h - v[2]);
   }
   static DEVICE void adjoint(float (&d)[3], const float (&a)[3], float extra, float before, float dh, float&,
@@ -66,10 +67,11 @@ struct Cell<GRU, PRECISION> {
 template <int CELL, int PRECISION>
 struct Cell {
   static constexpr int GATES = 1;
+  static constexpr bool EXACT = PRECISION == FLOAT32;
 
   static DEVICE void forward(float (&v)[1], const float (&x)[1], float, float& h, float&, float&) {
     const float a = v[0] + x[0];
-    h = v[0] = CELL == RNN_TANH ? tanh_of<PRECISION == FLOAT32>(a) : a < 0.f ? 0.f : a;  // a NaN stays
+    h = v[0] = CELL == RNN_TANH ? tanh_of<EXACT>(a) : a < 0.f ? 0.f : a;  // a NaN stays
   }
   static DEVICE void adjoint(float (&d)[1], const float (&a)[1], float, float, float dh, float&, float& pass,
                              float&) {

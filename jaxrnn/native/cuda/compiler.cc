@@ -92,7 +92,7 @@ std::vector<std::string> options_for(const std::string& arch) {
 }
 
 std::string program(const std::string& instance, const Form& form) {
-  return "#include \"forward.cuh\"\n#include \"adjoint.cuh\"\nusing namespace jaxrnn::cuda;\n"
+  return "#include \"alone.cuh\"\nusing namespace jaxrnn::cuda;\n"
          "extern \"C\" __global__ void __launch_bounds__(" +
          std::to_string(form.threads()) + ", " + std::to_string(form.ctas_per_sm) +
          ")\njaxrnn_kernel(const __grid_constant__ Arguments p) { " + instance + "(p); }\n";

@@ -166,9 +166,11 @@ void launch_once(const Plan& plan, Handle function, Arguments& arguments, Handle
   LaunchAttribute attributes[2] = {};
   LaunchConfig config = Context::config_of(plan, stream, attributes);
   // A cooperative launch is refused unless all CTAs fit at once.
-  attributes[config.count].id = LAUNCH_COOPERATIVE;
-  attributes[config.count].value.cooperative = 1;
-  config.count++;
+  if (!plan.form.is_alone()) {
+    attributes[config.count].id = LAUNCH_COOPERATIVE;
+    attributes[config.count].value.cooperative = 1;
+    config.count++;
+  }
   void* parameters[] = {&arguments};
   Result result = driver().cuLaunchKernelEx(&config, function, parameters, nullptr);
   // Some drivers refuse it together with clusters; these were counted by `resident_ctas`.
@@ -202,7 +204,7 @@ void launch(const Problem& problem, int wanted, Arguments arguments, size_t shar
   arguments.group_rows = plan.group_rows;
   arguments.sub_tiles = plan.sub_tiles;
   const auto shared = reinterpret_cast<Pointer>(problem.adjoint ? arguments.dg : arguments.ys);
-  JAXRNN_CUDA(cuMemsetD32Async, shared, 0xFFFFFFFFu, shared_bytes / 4, stream);
+  if (!plan.form.is_alone()) JAXRNN_CUDA(cuMemsetD32Async, shared, 0xFFFFFFFFu, shared_bytes / 4, stream);
   for (int row = 0; row < arguments.batch; row += plan.launch_rows) {
     arguments.row_begin = row;
     arguments.row_end = std::min(arguments.batch, row + plan.launch_rows);

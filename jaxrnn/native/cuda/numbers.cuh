@@ -60,18 +60,34 @@ DEVICE void split(u32 x, u32& high, u32& low) {
   low = bits_of(float_of(x) - float_of(high));
 }
 
-DEVICE float sigmoid(float x) { return reciprocal(1.f + exp2_fast(-1.4426950408889634f * x)); }
+// e^x. With EXACT the rounding of x log2(e), which grows with x, is made good; the bounds keep what is
+// infinite out of that, and let a NaN pass.
+template <bool EXACT>
+DEVICE float exp_of(float x) {
+  constexpr float LOG2_E = 1.4426950408889634f, LOG2_E_REST = 1.9259629911e-8f, LN_2 = 0.6931471805599453f;
+  if (!EXACT) return exp2_fast(LOG2_E * x);
+  x = x > 88.f ? 88.f : x < -88.f ? -88.f : x;
+  const float t = LOG2_E * x, rest = fmaf(x, LOG2_E, -t) + LOG2_E_REST * x, y = exp2_fast(t);
+  return fmaf(LN_2 * rest, y, y);
+}
 
-// 1 - 2 / (1 + exp(2x)), which cancels near 0: with EXACT a polynomial of x^2 stands in for it there.
+template <bool EXACT>
+DEVICE float sigmoid(float x) {
+  return reciprocal(1.f + exp_of<EXACT>(-x));
+}
+
+// 1 - 2 / (1 + exp(2x)). It cancels near 0, where with EXACT a polynomial of x^2 stands in for it, and it
+// is less exact for x < 0.
 template <bool EXACT>
 DEVICE float tanh_of(float x) {
-  const float y = 1.f - 2.f * reciprocal(1.f + exp2_fast(2.8853900817779268f * x));
+  const float size = EXACT && x < 0.f ? -x : x;
+  const float y = 1.f - 2.f * reciprocal(1.f + exp_of<EXACT>(2.f * size));
   if (!EXACT) return y;
   const float z = x * x;
   const float p =
       (((-5.70498872745e-3f * z + 2.06390887954e-2f) * z - 5.37397155531e-2f) * z + 1.33314422036e-1f) * z;
   const float small = (p - 3.33332819422e-1f) * z * x + x;
-  return x > -0.625f && x < 0.625f ? small : y;
+  return x > -0.625f && x < 0.625f ? small : x < 0.f ? -y : y;
 }
 
 }  // namespace jaxrnn::cuda

@@ -23,8 +23,11 @@ struct Device {
 struct Form {
   int unit_tiles, row_tiles, warps, k_split, ctas_per_sm;
   int chunk;
+  int held = 0;  // tiles whose weights are in registers; 0: all
 
   int threads() const { return 32 * warps; }
+  // One CTA for each row, see alone.cuh. The digits of such a form are 811, or 812 for two CTAs an SM.
+  bool is_alone() const { return unit_tiles == 0; }
 };
 
 struct Plan {
@@ -35,7 +38,8 @@ struct Plan {
 };
 
 // Empty where no instance fits: too many units for the device's shared memory, registers or SMs.
-// `wanted` forces an instance: the digits unit_tiles, row_tiles, warps, k_split, ctas_per_sm; 0: choose.
+// `wanted` forces an instance: the digits shared, unit_tiles, row_tiles, warps, k_split, ctas_per_sm; 0: choose.
+// `shared`: 1 if some of the weights lie in shared memory.
 std::optional<Plan> choose(const Problem& problem, const Device& device, int wanted = 0);
 
 // The same instance where only `ctas` CTAs fit on the device at once.
@@ -44,7 +48,7 @@ std::optional<Plan> lay(const Problem& problem, const Form& form, int ctas, int 
 // Takes less registers: a smaller chunk. False if there is none.
 bool shrink(const Problem& problem, Form* form);
 
-// "forward<Form<2,0,512,1,1,8,2,1,false,false>>"
+// "forward<Form<2,0,512,1,1,8,2,1,4,false,false>>", "forward_alone<AloneForm<3,1,128,false,false>>"
 std::string instance(const Problem& problem, const Form& form);
 
 }  // namespace jaxrnn::cuda
