@@ -1,9 +1,12 @@
 """Benchmark of the CUDA kernels against cuDNN, Flax and `jax.experimental.rnn` on one GPU.
 
     python benchmarks/gpu.py [--seconds 240] [--out benchmarks/results] [--only lstm,bfloat16]
+    python benchmarks/gpu.py --after benchmarks/results/gpu.jsonl
 
 Every peer at every point is one task. Workers compile in parallel, take turns on the GPU, and write
-each result as a line of JSON at once. Tasks that exceed the time limit are missing from the table.
+each result as a line of JSON at once. Tasks that exceed the time limit are missing from the table;
+a second run `--after` the first measures those alone, and the table has both. `gpu_shooting.py`
+measures long sequences.
 """
 
 import argparse
@@ -19,8 +22,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
-JAX_WORKERS, TORCH_WORKERS, HEAVY_WORKERS = 6, 5, 1
-HEAVY_SHARE, LIGHT_SHARE = 0.45, 0.07  # of the GPU's memory; the rest is for PyTorch
+JAX_WORKERS, TORCH_WORKERS, HEAVY_WORKERS = 11, 4, 2
+HEAVY_SHARE, LIGHT_SHARE = 0.17, 0.04  # of the GPU's memory; the rest is for PyTorch
 STEPS = 512
 # Autotuning would run products on the GPU and disturb the timings of other workers. Without it the
 # products around the kernels take a few per cent longer, those in three TF32 parts a quarter.
@@ -46,27 +49,31 @@ class Task:
         return dataclasses.astuple(self)[1:]
 
     def is_heavy(self) -> bool:
-        return self.steps * self.batch * self.hidden >= 2**26
+        return self.steps * self.batch * self.hidden * self.layers * self.directions >= 2**25
 
     def framework(self) -> str:
         return "torch" if self.peer.startswith("cudnn") else "jax"
 
 
+KEYS = tuple(field.name for field in dataclasses.fields(Task))
 SIZES = list(itertools.product((16, 64, 256, 1), (512, 256, 1024, 128, 768, 64)))
 CELLS, DTYPES = ("lstm", "gru", "rnn"), ("bfloat16", "float32", "highest")
+SMALL = [(batch, hidden) for batch, hidden in SIZES if hidden <= 128]
+LARGE = [(256, 1024), (256, 512)]
 FEW = [(16, 512), (64, 256)]
 RAGGED = [(16, 512), (64, 512), (64, 256), (256, 512)]
 SHORT = (1, 4, 16, 64)
-LONG = [(65_536, 256), (65_536, 64), (65_536, 512), (1_048_576, 256)]
-LONG += [(1_048_576, 64), (1_048_576, 512)]
+OF_RNN = [(16, 512), (64, 256), (256, 512), (256, 1024), (64, 128), (1, 512)]
+LONGEST = 65_535  # steps that cuDNN takes
+DEEP = [(16, 512), (64, 256), (64, 512), (1, 256)]
 
 
 def tasks() -> Iterator[Task]:
     """Tasks in order of importance, because the time may not suffice for all of them."""
     modes = "inference", "training"
 
-    def dense(cells: Iterable[str], peers: Iterable[str]) -> Iterator[Task]:
-        for cell, (batch, hidden), dtype in itertools.product(cells, SIZES, DTYPES):
+    def dense(cells: Iterable[str], sizes: list, peers: Iterable[str]) -> Iterator[Task]:
+        for cell, (batch, hidden), dtype in itertools.product(cells, sizes, DTYPES):
             for mode, peer in itertools.product(modes, peers):
                 yield Task(peer, cell, dtype, batch, hidden, mode=mode)
 
@@ -75,22 +82,23 @@ def tasks() -> Iterator[Task]:
             for mode, peer in itertools.product(modes, ("native", "cudnn")):
                 yield Task(peer, cell, dtype, batch, hidden, "ragged", mode)
 
-    for (steps, hidden), mode in itertools.product(LONG, modes):
-        yield Task("shooting", "lstm", "highest", 1, hidden, mode=mode, steps=steps)
-    yield from dense(CELLS[:2], ("native", "cudnn graph"))
+    yield from dense(CELLS[:2], SMALL, ("native", "cudnn graph"))
+    yield from dense(CELLS[:2], LARGE, ("native", "cudnn graph"))
+    for (batch, hidden), dtype, mode in itertools.product(FEW, DTYPES[:2], modes):
+        for peer in ("scan", "flax", "jax.experimental.rnn")[: 2 + (dtype == "float32")]:
+            yield Task(peer, "lstm", dtype, batch, hidden, mode=mode)
+    for (batch, hidden), dtype, mode in itertools.product(DEEP, DTYPES[:2], modes):
+        for peer in ("native", "cudnn graph", "cudnn"):
+            yield Task(peer, "lstm", dtype, batch, hidden, mode=mode, layers=2, directions=2)
+    for hidden, mode in itertools.product((64, 256, 512), modes):
+        yield Task("cudnn", "lstm", "highest", 1, hidden, mode=mode, steps=LONGEST)
     yield from ragged(RAGGED, DTYPES[:2])
     for (batch, hidden), steps, mode in itertools.product(FEW, SHORT, modes):
         for peer in ("native", "scan"):
             yield Task(peer, "lstm", "float32", batch, hidden, mode=mode, steps=steps)
-    for (batch, hidden), dtype, mode in itertools.product(FEW, DTYPES[:2], modes):
-        for peer in ("scan", "flax", "jax.experimental.rnn"):
-            yield Task(peer, "lstm", dtype, batch, hidden, mode=mode)
-        for peer in ("native", "cudnn", "cudnn graph"):
-            yield Task(peer, "lstm", dtype, batch, hidden, mode=mode, layers=2, directions=2)
-    yield from dense(CELLS[:2], ("cudnn",))
-    for steps, hidden in LONG:
-        yield Task("cudnn", "lstm", "highest", 1, hidden, steps=steps)
-    yield from dense(CELLS[2:], ("native", "cudnn graph", "cudnn"))
+    yield from dense(CELLS[:2], SIZES, ("native", "cudnn graph", "cudnn"))
+    yield from dense(CELLS[2:], OF_RNN, ("native", "cudnn graph", "cudnn"))
+    yield from dense(CELLS[2:], SIZES, ("native", "cudnn graph", "cudnn"))
     yield from ragged(SIZES, DTYPES)
 
 
@@ -122,8 +130,10 @@ def work(framework: str, share: int, shares: int, folder: Path, deadline: float)
     module = __import__(f"gpu_{framework}")
     turn = Turn(folder)
 
+    about = {"run": os.environ["JAXRNN_GPU_RUN"]}
+
     def append(task: Task, result: dict) -> None:
-        line = json.dumps(dataclasses.asdict(task) | result) + "\n"
+        line = json.dumps(dataclasses.asdict(task) | result | about) + "\n"
         with (folder / "gpu.jsonl").open("a") as file:
             file.write(line)  # one short write, which O_APPEND makes atomic
 
@@ -137,7 +147,15 @@ def selected() -> list[Task]:
     words = os.environ.get("JAXRNN_GPU_ONLY", "")
     every = list(dict.fromkeys(tasks()))
     wanted = set(filter(None, words.split(",")))
-    return [t for t in every if wanted <= {t.peer, t.cell, t.dtype, t.lengths, t.mode}]
+    every = [t for t in every if wanted <= {t.peer, t.cell, t.dtype, t.lengths, t.mode}]
+    done = {tuple(row[k] for k in KEYS) for row in rows_of(os.environ.get("JAXRNN_GPU_AFTER"))}
+    return [t for t in every if dataclasses.astuple(t) not in done]
+
+
+def rows_of(path: str | Path | None) -> list[dict]:
+    """The points that an earlier run has measured."""
+    lines = Path(path).read_text().splitlines() if path else []
+    return [row for row in map(json.loads, lines) if "us" in row]
 
 
 def main() -> None:
@@ -145,6 +163,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--only", default="", help="comma-separated words that a task must have")
+    parser.add_argument("--after", type=Path, help="gpu.jsonl of an earlier run")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -152,9 +171,13 @@ def main() -> None:
         work(framework, int(share), int(shares), given.out, float(deadline))
         return
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "gpu.jsonl").unlink(missing_ok=True)
+    earlier = rows_of(given.after)
+    results = given.out / "gpu.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in earlier))
     environment = os.environ | {
         "JAXRNN_GPU_ONLY": given.only,
+        "JAXRNN_GPU_AFTER": str(given.after or ""),
+        "JAXRNN_GPU_RUN": time.strftime("%Y-%m-%d %H:%M"),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "XLA_FLAGS": " ".join((*UNTUNED, os.environ.get("XLA_FLAGS", ""))),
     }

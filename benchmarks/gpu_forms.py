@@ -1,6 +1,6 @@
 """Times of the CUDA kernels alone, in every form that `plan.cc` could choose for a problem.
 
-    python benchmarks/gpu_forms.py [--seconds 90] [--out benchmarks/results]
+    python benchmarks/gpu_forms.py [--seconds 90] [--hidden 64,128] [--forms 0,11011] [--cells gru]
 
 Each line of gpu-forms.jsonl is one form at one point, in microseconds per step. The rules of
 `jaxrnn/native/cuda/plan.cc` are derived from these times.
@@ -20,11 +20,12 @@ HERE = Path(__file__).parent
 WORKERS = 12
 STEPS = 384
 # Digits: unit tiles, row tiles, warps, CTAs that split K, CTAs on an SM; 0 is plan.cc's choice.
-FORMS = (0, 11411, 21811, 11811, 21411, 41811, 12811, 22811, 11412, 21412, 11821, 21821, 21841)
+# 811 and 812: one CTA for each row. A digit before the others: some weights in shared memory.
+FORMS = "0,811,812,141811,121811,11411,21811,11811,21411,41811"
+FORMS += ",12811,22811,11412,21412,11821,21821,21841"
 NUMBERS = {"lstm": 2, "gru": 3, "tanh": 0}
 DTYPES = ("bfloat16", "float32", "highest")
-INSTANCES = list(itertools.product(NUMBERS, DTYPES, (512, 256, 1024, 128), (False, True), FORMS))
-BATCHES = 16, 64, 256
+BATCHES = "16,64,256,1"
 
 
 def measure(cell: str, dtype: str, hidden: int, is_adjoint: bool, form: int, batch: int, turn):
@@ -70,8 +71,7 @@ def measure(cell: str, dtype: str, hidden: int, is_adjoint: bool, form: int, bat
     named = {"cell": NUMBERS[cell], "precision": DTYPES.index(dtype), "form": form}
     attributes = {k: np.int32(v) for k, v in named.items()} | {"reverse": False}
     compiled = jax.jit(lambda *a: call(*a, **attributes)).lower(*arguments).compile()
-    if form == 0 or batch == BATCHES[0]:
-        jax.block_until_ready(compiled(*arguments))  # loads the instance, without taking a turn
+    jax.block_until_ready(compiled(*arguments))  # loads the instance, without taking a turn
     with turn:
         arguments = jax.device_put(arguments)
         return timed(compiled, arguments) / STEPS * 1e6
@@ -83,17 +83,17 @@ def fits(cell: str, dtype: str, hidden: int, is_adjoint: bool, form: int, batch:
 
     problem = NUMBERS[cell], DTYPES.index(dtype), hidden, batch, int(is_adjoint), 0
     plan = cuda.library().jaxrnn_cuda_plan
-    return bool(plan((ctypes.c_int * 6)(*problem), 132, 227 * 1024, 1, form, (ctypes.c_int * 11)()))
+    return bool(plan((ctypes.c_int * 6)(*problem), 132, 227 * 1024, 1, form, (ctypes.c_int * 12)()))
 
 
-def work(share: int, folder: Path, deadline: float) -> None:
+def work(instances: list, batches: list, folder: Path, deadline: float) -> None:
     from gpu import Turn
     from jaxrnn.native import cuda
 
     assert cuda.load()
     turn = Turn(folder)
     keys = "cell", "dtype", "hidden", "is_adjoint", "form", "batch"
-    for instance, batch in itertools.product(INSTANCES[share::WORKERS], BATCHES):
+    for instance, batch in itertools.product(instances, batches):
         if time.time() > deadline:
             return
         if not fits(*instance, batch):
@@ -111,15 +111,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--hidden", default="512,256,1024,128,64")
+    parser.add_argument("--forms", default=FORMS)
+    parser.add_argument("--cells", default=",".join(NUMBERS))
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--batches", default=BATCHES)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    numbers = given.hidden, given.forms, given.batches
+    sizes, forms, batches = ([int(n) for n in a.split(",")] for a in numbers)
+    cells, dtypes = given.cells.split(","), given.dtypes.split(",")
     if given.worker:
-        work(int(given.worker[0]), given.out, float(given.worker[1]))
+        instances = list(itertools.product(cells, dtypes, sizes, (False, True), forms))
+        share, deadline = int(given.worker[0]), float(given.worker[1])
+        work(instances[share::WORKERS], batches, given.out, deadline)
         return
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "gpu-forms.jsonl").unlink(missing_ok=True)
     deadline = str(time.time() + given.seconds - 3)
-    command = [sys.executable, __file__, "--out", str(given.out), "--worker"]
+    command = [sys.executable, __file__, "--out", str(given.out)]
+    for name in ("hidden", "forms", "cells", "dtypes", "batches"):
+        command += [f"--{name}", getattr(given, name)]
+    command.append("--worker")
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     workers = [
         subprocess.Popen([*command, str(share), deadline], env=environment)

@@ -76,7 +76,10 @@ def write(folder: Path) -> None:
     rows = [row for peers in points.values() for row in peers.values()]
     (folder / "gpu.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
     text = [f"{name}: {value}" for name, value in about.items()]
-    text += ["", *summary(points), "", *table(points), "", *long_sequences(points)]
+    shooting = folder / "gpu-shooting.jsonl"
+    lines = shooting.read_text().splitlines() if shooting.exists() else []
+    text += ["", *summary(points), "", *table(points), ""]
+    text += long_sequences(points, [json.loads(line) for line in lines])
     (folder / "gpu.md").write_text("\n".join(text) + "\n")
     print("\n".join(text))
     try:
@@ -127,11 +130,11 @@ def table(points: dict[tuple, dict[str, Any]]) -> list[str]:
     lines = [
         "Microseconds per step.",
         "",
-        "| " + " | ".join([*KEYS, *names, "share of the floor"]) + " |",
-        "|---" * (len(KEYS) + len(names) + 1) + "|",
+        "| " + " | ".join([*KEYS, *names, "share of the floor", "run"]) + " |",
+        "|---" * (len(KEYS) + len(names) + 2) + "|",
     ]
     for key, rows in sorted(points.items(), key=lambda item: tuple(map(str, item[0]))):
-        if "shooting" in rows or SUBJECT not in rows:
+        if SUBJECT not in rows:
             continue
         times = [rows.get(name, {}).get("us") for name in names]
         named = dict(zip(KEYS, key, strict=True))
@@ -139,31 +142,36 @@ def table(points: dict[tuple, dict[str, Any]]) -> list[str]:
         if times[0] and named["mode"] == "inference" and named["layers"] == 1:
             share = f"{floor(named) / times[0]:.2f}"
         cells = [*map(str, key), *("-" if t is None else f"{t:.2f}" for t in times), share]
-        lines.append("| " + " | ".join(cells) + " |")
+        runs = {rows[name]["run"] for name in names if "us" in rows.get(name, {})}
+        lines.append("| " + " | ".join([*cells, ", ".join(sorted(runs))]) + " |")
     return lines
 
 
-def long_sequences(points: dict[tuple, dict[str, Any]]) -> list[str]:
-    lines = [
-        "One row, milliseconds.",
-        "",
-        "| T | H | mode | Shooting | cuDNN |",
-        "|---|---|---|---|---|",
-    ]
-    for key, rows in points.items():
-        named = dict(zip(KEYS, key, strict=True))
-        if "shooting" not in rows:
-            continue
-        cells = []
-        for peer in ("shooting", "cudnn"):
-            row = rows.get(peer, {})
-            time = row.get("us")
-            cells.append(
-                row.get("error", "-") if time is None else f"{time * named['steps'] / 1e3:.1f}"
+def long_sequences(points: dict[tuple, dict[str, Any]], rows: list[dict[str, Any]]) -> list[str]:
+    """The lines of gpu_shooting.py, and cuDNN's longest sequences."""
+    columns = "ms", "lower_s", "compile_s", "sweeps", "residual", "fell_back"
+    errors = "outputs", "outputs_sequentially", "gradients", "gradients_sequentially"
+    lines = ["One row, by `Shooting` over `Native`, float32 at the highest precision.", ""]
+    for kinds, names in ((("inference", "training", "adjoint"), columns), (("error",), errors)):
+        head = ["cell", "H", "T", "mode", *names]
+        lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for row in sorted(rows, key=lambda r: (r["cell"], r["steps"], r["hidden"])):
+            if row.get("mode") in kinds:
+                numbers = [f"{row[n]:.3g}" if n in row else "-" for n in names]
+                about = [row["cell"], str(row["hidden"]), str(row["steps"]), row["mode"]]
+                lines.append(f"| {' | '.join(about + numbers)} |")
+            elif "error" in row and "ms" not in names:
+                lines.append(
+                    f"{row['cell']}, H = {row['hidden']}, T = {row['steps']}: {row['error']}"
+                )
+        lines.append("")
+    for key, peers in points.items():
+        named, row = dict(zip(KEYS, key, strict=True)), peers.get("cudnn", {})
+        if named["steps"] > 512 and row:
+            time = f"{row['us'] * named['steps'] / 1e3:.1f} ms" if "us" in row else row["error"]
+            lines.append(
+                f"- cuDNN, H = {named['hidden']}, T = {named['steps']}, {named['mode']}: {time}"
             )
-        lines.append(
-            f"| {named['steps']} | {named['hidden']} | {named['mode']} | {' | '.join(cells)} |"
-        )
     return lines
 
 

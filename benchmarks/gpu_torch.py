@@ -4,6 +4,7 @@ The tasks run in a child process, because a failed capture may end its process; 
 lost then. The parent imports PyTorch once and does not use the GPU.
 """
 
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -42,16 +43,21 @@ def _measured(task: Any, turn: Any) -> dict[str, Any]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
         task.dtype != "highest"
     )
-    try:
-        with turn:
-            call = _prepare(task)
-            if task.peer == "cudnn graph":
-                call = _captured(call)
-            return {"us": _timed(call) / task.steps * 1000}
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"[:200]}
-    finally:
-        torch.cuda.empty_cache()
+
+    def measured() -> dict[str, Any]:
+        call = _prepare(task)
+        if task.peer == "cudnn graph":
+            call = _captured(call)
+        return {"us": _timed(call) / task.steps * 1000}
+
+    with turn:
+        try:
+            return measured()
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"[:200]}
+        finally:  # the call and its graph are gone; the next process needs their memory
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def _prepare(task: Any) -> Any:
