@@ -226,7 +226,10 @@ def resets(call: str, value: Any, shape: tuple[Size, ...]) -> Array:
 
 def _like_lengths(hx: Any) -> bool:
     """True if a state looks like lengths: one integer, or a row of integers."""
-    arrays = [jnp.asarray(a) for a in (hx if isinstance(hx, tuple | list) else [hx])]
+    try:
+        arrays = [jnp.asarray(a) for a in (hx if isinstance(hx, tuple | list) else [hx])]
+    except (TypeError, ValueError):
+        return False
     return bool(arrays) and all(
         jnp.issubdtype(a.dtype, jnp.integer) and a.ndim <= 1 for a in arrays
     )
@@ -236,11 +239,21 @@ def _as_states(name: str, hx: Any, names: tuple[str, ...]) -> tuple[Array, ...]:
     if len(names) == 1:
         if isinstance(hx, tuple | list):
             raise TypeError(f"`{name}` needs one state, {names[0]}, got a {type(hx).__name__}.")
-        return (jnp.asarray(hx),)
+        return (_as_state(name, names[0], hx),)
     if not isinstance(hx, tuple | list) or len(hx) != len(names):
         got = f"{len(hx)} of them" if isinstance(hx, tuple | list) else type(hx).__name__
         raise TypeError(f"`{name}` needs the states ({', '.join(names)}), got {got}.")
-    return tuple(jnp.asarray(s) for s in hx)
+    return tuple(_as_state(name, key, s) for key, s in zip(names, hx, strict=True))
+
+
+def _as_state(name: str, key: str, value: Any) -> Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        got = type(value).__name__
+        raise TypeError(
+            f"`{name}` needs an array as {key}, got {got}; leave `hx` out for zeros."
+        ) from error
 
 
 def _wanted(names: tuple[str, ...], shapes: Sequence[tuple], batched: bool) -> str:

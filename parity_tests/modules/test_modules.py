@@ -327,6 +327,16 @@ REFUSALS = {
         TypeError,
         "`LSTM(input_size=3)` needs the states (h_0, c_0), got ArrayImpl.",
     ),
+    "no state at all": (
+        lambda: lstm()(X, (None, None)),
+        TypeError,
+        "`LSTM(input_size=3)` needs an array as h_0, got NoneType; leave `hx` out for zeros.",
+    ),
+    "a string as a cell's state": (
+        lambda: jaxrnn.GRUCell(3, 6, rngs=rngs())(X[0], "h"),
+        TypeError,
+        "`GRUCell` needs an array as h, got str; leave `hx` out for zeros.",
+    ),
     "a pair of states": (
         lambda: jaxrnn.GRU(3, 6, rngs=rngs())(X, (jnp.zeros((1, 4, 6), F32),) * 2),
         TypeError,
