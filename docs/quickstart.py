@@ -94,8 +94,9 @@ print(f"accuracy {history['accuracy'][-3:].mean():.2f}")
 # %% [markdown]
 # ## Stream
 #
-# One step at a time, the state handed from call to call. Each call compiles nothing new, and the
-# last state is that of the whole sequence. [Streaming](guides/streaming.md) says what a step costs.
+# `step` takes one step of a stream, and the state goes from call to call. No call compiles anew, and
+# the last state is that of the whole sequence. [Streaming](guides/streaming.md) tells what a step
+# costs.
 
 # %%
 ours.eval()
@@ -104,14 +105,13 @@ graph, weights = nnx.split(ours.lstm)
 
 @jax.jit
 def step(weights, x, state):
-    output, state = nnx.merge(graph, weights)(x, state)
-    return output[:, -1], state
+    return nnx.merge(graph, weights).step(x, state)
 
 
 sequence = jnp.asarray(sequences[0])[None]  # (1, T, 4)
-state = (jnp.zeros((2, 1, 16)), jnp.zeros((2, 1, 16)))
+state = ours.lstm.initial_state(1)
 for t in range(sequence.shape[1]):
-    y, state = step(weights, sequence[:, t : t + 1], state)
+    y, state = step(weights, sequence[:, t], state)
 whole, _ = ours.lstm(sequence)
 print(f"difference from the whole sequence: {abs(y - whole[:, -1]).max():.0e}")
 

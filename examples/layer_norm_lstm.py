@@ -1,4 +1,4 @@
-"""A cell of one's own: written, compared with PyTorch, trained.
+"""A custom cell: written, compared with PyTorch, trained.
 
     python examples/layer_norm_lstm.py             # about half a minute on two cores
 

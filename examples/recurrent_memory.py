@@ -4,8 +4,8 @@
 
 Each row of a batch holds episodes of random lengths, one after the other, as the rollouts of a
 reinforcement learner do. At every step the task is to tell how many ones the episode has shown so
-far, modulo 3. No observation says where an episode begins. With `resets` the state begins there
-anew; without, the count of the episodes before cannot be taken off, and one in three is a guess.
+far, modulo 3. No observation says where an episode begins. With `resets` the state is reset there.
+Without them the model cannot subtract the counts of earlier episodes; chance is one in three.
 """
 
 import dataclasses

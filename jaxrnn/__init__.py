@@ -4,18 +4,18 @@
     closures      arrays that a cell closes over, turned into parameters
     derivative    one derivative rule for every strategy
     strategies    one cell over time, in one direction
-    native        the CPU kernel of Native, in C++
+    native        kernels of Native: C++ for a CPU, CUDA for a GPU
     sharding      the types of arrays that several devices share
     layers        directions, lengths and stacked layers: plain functions on plain pytrees
     modules       Recurrent, RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell for `flax.nnx`
-    checks        what the modules refuse, and the sentence for each
+    checks        argument checks and their errors
 
-    interchange   weights from and to PyTorch: state_dict, load_state_dict and safetensors
+    interchange   weights from and to PyTorch, in memory and in files, and other libraries
     files         safetensors files, whole or not at all
-    testing       any PyTorch module compared with its twin: outputs, states, loss, gradients
+    testing       two modules compared: outputs, states, loss and every gradient
 
     models        networks made of the modules, and recurrences written by hand
-    data          padding, batching, splitting, synthetic tasks: NumPy alone
+    data          padding, batching, splitting, synthetic tasks, in NumPy
     training      loss, clipping, train step, evaluation, fit: runs that survive
 
 Imports point one way:

@@ -2,11 +2,11 @@
 
 base          `Cell`, `Weights`, projections: what a cell is
 torch         rnn_tanh, rnn_relu, lstm, gru: PyTorch's
-gated         peephole_lstm, coupled_lstm, mgu, light_gru, reset_before_gru
+gated         peephole_lstm, coupled_lstm, janet, mgu, light_gru, reset_before_gru
 normalised    layer_norm_lstm, layer_norm_gru
 diagonal      ind_rnn, min_gru, min_lstm: no product with h
 exponential   slstm
-zoneout       any cell, its states kept at random
+zoneout       any cell, with states kept at random
 
 Each cell runs in every strategy, as a module by `jaxrnn.Recurrent(cell, input_size, hidden_size)`:
 

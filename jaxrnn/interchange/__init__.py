@@ -4,8 +4,12 @@ The recurrent modules of jaxrnn already use PyTorch's names and layouts. The tab
 `jaxrnn.interchange.flax_layers` translates Flax's own layers. Names of nested modules are joined by
 dots, `nnx.Sequential` numbers its layers as `torch.nn.Sequential` does (`net.0.weight`), and a
 parameter of a user's own module keeps its attribute's name. Layers and settings without an
-equivalent in PyTorch (`nnx.LinearGeneral`, `nnx.SpectralNorm`, most strings of `nnx.Einsum`, Flax's
-recurrent cells, ...) raise an error.
+equivalent in PyTorch (`nnx.LinearGeneral`, `nnx.SpectralNorm`, most strings of `nnx.Einsum`, ...)
+raise an error.
+
+Weights of other libraries' recurrent layers go through `keras`, `flax_cells`, `equinox`, `haiku`,
+`jax_rnn` and `onnx`. Each has two functions of plain arrays and imports nothing of its library:
+`to_torch` returns entries of a `state_dict`, `from_torch` goes back.
 
 Every `nnx.Variable` has a name, except for random states, caches and sown values. Plain arrays have
 no name, as in PyTorch. A shared parameter has all of its names.

@@ -29,7 +29,12 @@ LETTERS = {
 }
 """The dense layers of each cell, on the input and on h, in PyTorch's order of gates."""
 
-NO_MGU = "Linen's MGUCell computes (1 - f) n + f h, and cells.mgu the paper's (1 - f) h + f n."
+
+def _why(kind: str) -> str:
+    """What is said about a known cell that does not fit."""
+    if kind != "linen.MGUCell":
+        return ""
+    return "Linen's MGUCell computes (1 - f) n + f h, and `cells.mgu` (1 - f) h + f n."
 
 
 def to_torch(kind: str, params: Mapping[str, Any], *, suffix: str = "_l0") -> State:
@@ -40,7 +45,7 @@ def to_torch(kind: str, params: Mapping[str, Any], *, suffix: str = "_l0") -> St
         params: a dense layer's `kernel`, and its `bias` if it has one, by the layer's name.
         suffix: of the names.
     """
-    gates.only("flax_cells.to_torch", kind, (*NNX, *LINEN), NO_MGU)
+    gates.only("flax_cells.to_torch", kind, (*NNX, *LINEN), _why(kind))
     sides = [
         np.concatenate([np.asarray(params[name]["kernel"]).T for name in names])
         for names in LETTERS[kind]
@@ -60,7 +65,7 @@ def from_torch(
     Raises:
         ValueError: an nnx.GRUCell of a GRU whose b_hn is not 0; the file does not know the cell.
     """
-    gates.only("flax_cells.from_torch", kind, (*NNX, *LINEN), NO_MGU)
+    gates.only("flax_cells.from_torch", kind, (*NNX, *LINEN), _why(kind))
     inputs, hiddens = LETTERS[kind]
     ih, hh = (gates.find(state, f"weight_{k}", suffix) for k in ("ih", "hh"))
     params = {

@@ -1,11 +1,5 @@
 """Gate orders and biases of other libraries, and PyTorch's: shared by the files of the libraries.
 
-Each of them, `keras`, `flax_cells`, `equinox`, `haiku`, `jax_rnn` and `onnx`, has two functions of
-plain arrays and imports nothing of its library:
-
-    to_torch(kind, weights, suffix="_l0")     a library's weights as entries of a `state_dict`
-    from_torch(kind, state, suffix="_l0")     the way back
-
     >>> import numpy as np, jaxrnn
     >>> from flax import nnx
     >>> from jaxrnn.interchange import keras

@@ -35,7 +35,7 @@ def constructor(
     bidirectional: bool = False,
     proj_size: int = 0,
 ) -> None:
-    """Refuses constructor arguments as PyTorch's `nn.RNNBase` does, and what it forgets to."""
+    """Refuse constructor arguments that `nn.RNNBase` refuses, and some that it does not check."""
     sizes = {
         "input_size": input_size,
         "hidden_size": hidden_size,
@@ -123,7 +123,7 @@ def projectable(name: str, cell: Cell, hidden_size: int, proj_size: int) -> None
 
 def initial_state(name: str, value: Any) -> None:
     if value not in ("zeros", "learned"):
-        raise ValueError(f"`{name}(initial_state={value!r})` is none of 'zeros' and 'learned'.")
+        raise ValueError(f"`{name}(initial_state={value!r})` must be 'zeros' or 'learned'.")
 
 
 def rates(
@@ -137,8 +137,8 @@ def rates(
     **dropouts: float,
 ) -> Rates:
     """The probabilities of everything random, of the right number and in range."""
-    each = (zoneout,) if isinstance(zoneout, numbers.Real) else tuple(zoneout)
-    if len(each) > cell.states or (len(each) > 1 and len(each) != cell.states):
+    each = tuple(zoneout) if isinstance(zoneout, list | tuple) else (zoneout,)
+    if len(each) not in (1, cell.states):
         raise ValueError(
             f"`{name}(zoneout=...)` needs one number, for h, or one for each of the "
             f"{cell.states} states of the cell {cell.name!r}, got {zoneout!r}."
@@ -152,13 +152,13 @@ def rates(
     for key in ("recurrent_dropout", "weight_dropout"):
         if dropouts[key] and not cell.recurrent:
             raise ValueError(
-                f"`{name}({key}={dropouts[key]!r})` needs W_hh, and the layer multiplies no h for "
-                f"the cell {cell.name!r}."
+                f"`{name}({key}={dropouts[key]!r})` needs W_hh, which the cell {cell.name!r} does "
+                "not have."
             )
     if each[0] and proj_size:
         raise ValueError(
-            f"`{name}(zoneout={zoneout!r}, proj_size={proj_size})` cannot keep a projected h; a "
-            "rate of 0 for h and others for the other states can."
+            f"`{name}(zoneout={zoneout!r}, proj_size={proj_size})`: with `proj_size` the zoneout "
+            "of h must be 0."
         )
     every = tuple(map(float, each)) + (0.0,) * (cell.states - len(each))
     return Rates(

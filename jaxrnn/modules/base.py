@@ -139,7 +139,7 @@ class Module(nnx.Module):
 
     @property
     def _name(self) -> str:
-        """The module in messages."""
+        """Name of the module in error messages."""
         return f"{type(self).__name__}(input_size={self.input_size})"
 
 

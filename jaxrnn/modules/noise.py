@@ -39,7 +39,7 @@ class Rates(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """The random decisions of one call, as booleans; None for a kind that the layer has not.
+    """The random decisions of one call, as booleans; None for kinds that the layer does not use.
 
     Of the dropouts True means that the element stays, of zoneout that the state keeps its value.
     Time is the first axis, also with `batch_first`, and T is 1 where one mask holds for all steps.

@@ -12,7 +12,7 @@ from jaxrnn.strategies import Strategy
 
 
 class Options(TypedDict, total=False):
-    """`Recurrent` says what they mean."""
+    """Keyword-only arguments, documented in `Recurrent`."""
 
     dtype: DTypeLike | None
     param_dtype: DTypeLike

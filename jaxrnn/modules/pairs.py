@@ -1,4 +1,4 @@
-"""Refusal of what `nnx.Sequential` does to a recurrent layer's pair of output and state.
+"""Refusal of `nnx.Sequential`, which would unpack a recurrent layer's output and state.
 
 `nnx.Sequential` unpacks a tuple, so it calls the layer after a recurrent one as `layer(*outputs)`:
 the state of one layer would silently become the initial state of the next, or the slope of an

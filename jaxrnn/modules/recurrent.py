@@ -280,8 +280,8 @@ class Recurrent(Module, Generic[State]):
         """One step of a stream, from the state of the step before: the output and the new state.
 
         Equal to the call over the whole sequence, step by step. `input` is (B, I) or (I,), the
-        output (B, P) or (P,); `hx` and the state returned are as in the call, `reset` is (B,)
-        booleans or one, True where a sequence begins with this step.
+        output (B, P) or (P,); `hx` and the state returned are as in the call. `reset`, one boolean
+        or (B,), is True where a sequence begins with this step.
 
         For the shortest latency compile it once with the module in the closure,
         `jax.jit(lambda x, state: layer.step(x, state))`, which treats the weights as constants;
@@ -310,7 +310,8 @@ class Recurrent(Module, Generic[State]):
         checks.step_input(type(self).__name__, x, self.input_size)
         axis = 1 if self.batch_first and x.ndim == 2 else 0
         if reset is not None:
-            reset = jnp.expand_dims(jnp.asarray(reset), axis)
+            reset = jnp.broadcast_to(jnp.asarray(reset), x.shape[:-1])
+            reset = jnp.expand_dims(reset, axis)
         output, state = self(jnp.expand_dims(x, axis), hx=hx, resets=reset)
         return output.squeeze(axis), state
 
@@ -432,5 +433,5 @@ class Recurrent(Module, Generic[State]):
         return self.input_size if layer == 0 else self._outputs * self._directions
 
     def _suffixes(self, layer: int) -> list[str]:
-        """Of the parameters' names, one for each direction."""
+        """Suffixes of parameter names, one for each direction."""
         return [f"_l{layer}{end}" for end in ("", "_reverse")[: self._directions]]

@@ -1,4 +1,4 @@
-"""CPU kernel of `jaxrnn.strategies.Native`: C++ built by CMakeLists.txt, loaded on demand.
+"""Kernels of `jaxrnn.strategies.Native`: C++ for a CPU; `jaxrnn.native.cuda` for NVIDIA GPUs.
 
 The library exports two XLA foreign functions, `jaxrnn_forward` and `jaxrnn_adjoint`, and the names
 of the instruction sets that this machine supports. The package also works without the library.

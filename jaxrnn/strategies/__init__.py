@@ -23,15 +23,15 @@ Strategies are frozen dataclasses that carry their own options. A named one runs
 
     Reference   plain `lax.scan` and JAX's own derivative: the oracle
     Scan        `lax.scan` with a fast derivative, for every cell, on every platform
-    Native      a C++ kernel for the whole sequence, on a CPU
+    Native      a kernel for the whole sequence: C++ on a CPU, CUDA on an NVIDIA GPU
     AssociativeScan  in parallel over time, for cells that are linear in their state
     Checkpoint  another strategy in chunks of time, in little memory
     Shooting    any of them on chunks of the sequence side by side: for long ones and few rows
 
 Outside of JAX: every strategy goes through `jax.export`; `Exported.serialize()` needs flatbuffers
-(`pip install 'jaxrnn[export]'`). For ONNX, build the layer with `strategy=Reference()`, the one
+(`pip install '.[export]'`). For ONNX, build the layer with `strategy=Reference()`, the one
 that consists of JAX's own primitives (with the others, `jax2onnx` reports "No plugins
-registered"), and install `jax2onnx` by `pip install 'jaxrnn[onnx]'`:
+registered"), and install `jax2onnx` by `pip install '.[onnx]'`:
 
     layer = jaxrnn.LSTM(3, 5, bidirectional=True, strategy=strategies.Reference(), rngs=rngs)
     model = jax2onnx.to_onnx(lambda x: layer(x)[0], [(7, "B", 3)])  # any batch size

@@ -158,7 +158,7 @@ def require(strategy: Any, cell: Cell, weights: Weights, x: Array, carry: Carry)
 
 
 def prepare(weights: Weights, carry: Carry, mask: Array | None) -> tuple[Weights, Array | None]:
-    """The mask as booleans or as bytes, and where it resets, weights that say to which state."""
+    """The mask as booleans, or as uint8 with resets and weights whose `initial` is set."""
     if mask is None:
         return weights, None
     if not jnp.issubdtype(mask.dtype, jnp.integer):

@@ -1,4 +1,4 @@
-"""Another strategy in chunks of time, so that training remembers little of a long sequence."""
+"""Another strategy in chunks of time, to save memory in training."""
 
 import dataclasses
 from functools import partial

@@ -87,8 +87,8 @@ class Native(Base):
         if not native.load():
             return (
                 "strategies.Native needs jaxrnn's CPU kernel, and this installation has none: "
-                "with a C++17 compiler at hand, `pip install --force-reinstall --no-deps` of "
-                "jaxrnn's sources builds it."
+                "with a C++17 compiler, `pip install --force-reinstall --no-deps .` in a clone of "
+                "jaxrnn builds it."
             )
         why = super().refusal(cell, weights, x, carry)
         if not why and weights.mask is not None:
@@ -100,7 +100,7 @@ class Native(Base):
         ]  # a symbolic one is exported
         if not why and jax.default_backend() == "gpu" and carry[0].dtype != jnp.float64:
             lacks = cuda.refusal(CELLS.index(cell), weights, x, carry)
-            why = lacks and f"strategies.Native runs on this GPU only in part: {lacks}."
+            why = lacks and f"strategies.Native cannot run here: {lacks}."
         if not why and math.prod(steps) >= 2**31:
             why = f"strategies.Native takes T * B below 2**31, got {x.shape[:2]}."
         return why
@@ -318,7 +318,7 @@ def _at(axis: int, tree: Any) -> Any:
 
 
 def _of_weights(weights: Weights) -> Weights:
-    """The same of weights: rows have initial states of their own, and share all else."""
+    """The axis of the rows for each array of weights: only initial states have rows."""
     shared = _at(NO_ROWS, weights._replace(initial=None))
     return shared._replace(initial=_at(0, weights.initial))
 

@@ -59,7 +59,7 @@ class Cut(NamedTuple):
         return self.one_by_one(a).reshape(self.chunks * a.shape[0], self.batch, *a.shape[2:])
 
     def one_by_one(self, a: Array) -> Array:
-        """(L, P*B, ·) -> (P, L, B, ·); what holds nothing has no steps either: (0,) -> (P, 0)."""
+        """(L, P*B, ·) -> (P, L, B, ·); an absent array (0,) becomes (P, 0)."""
         if a.ndim < 2:
             return jnp.zeros((self.chunks, 0), a.dtype)
         return jnp.swapaxes(a.reshape(a.shape[0], self.chunks, self.batch, *a.shape[2:]), 0, 1)
@@ -89,7 +89,7 @@ class Cut(NamedTuple):
         return tuple(jnp.tile(c, (self.chunks, 1)) for c in carry)
 
     def for_chunks(self, weights: Weights) -> Weights:
-        """The weights, or their tangents, with what they say of rows for those of every chunk."""
+        """Weights, or their tangents, with their per-row arrays repeated for every chunk."""
         mask, initial = weights.mask, weights.initial
         return weights._replace(
             mask=None if mask is None else self.repeat((mask,))[0],
@@ -164,10 +164,10 @@ def _wide(dtype: Any) -> Any:
 
 
 def excited(carry: Carry, size: Any = 1.0) -> Carry:
-    """The carry, and in every unit a share of `size` more, in some more than in others.
+    """The carry, perturbed in every unit by a different fraction of `size`.
 
-    What starts a guess must have a part in every direction, or one in which the network does not
-    forget could be missed: a unit that is exactly 0 stays so, however much it amplifies.
+    The start of a guess must have a component in every direction, or one in which the network does
+    not forget could be missed: a unit that is exactly 0 stays 0, however much it amplifies.
     """
 
     def moved(c: Array) -> Array:
@@ -199,7 +199,7 @@ def shoot(
         everywhere: what a mismatch is relative to, see `Boundaries.mismatch`.
 
     Returns:
-        The outputs, the carry after the last chunk, and how it came about.
+        The outputs, the carry after the last chunk, and the `Info`.
     """
 
     def turn(state):

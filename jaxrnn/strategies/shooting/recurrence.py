@@ -145,7 +145,7 @@ class Shot(Recurrence):
             return self.inner.pull(at, (like, x if dx else None, starts), (d_hs, ends))
 
         def sweep(ends: Carry, some: slice | None = None) -> tuple[Any, Carry]:
-            # Of a guess, which is over some steps, the carry alone counts.
+            # A guess runs over some steps, and only its carry is used.
             guess = some is not None
             inputs = _pick(of_steps, some if self.inner.saves_steps else None)
             wanted = None if guess else of_tiled

@@ -12,11 +12,10 @@ Chunk p is exact after p+1 sweeps whatever the network does, so P sweeps are the
 network that forgets needs fewer: the first guess is the end of a run over the last `burn_in` steps
 before each boundary, and where the network forgets within that many, one sweep confirms it. That
 run starts away from rest in every unit, so that a unit that does not forget shows, even one whose
-true state is 0 to the last bit. The outputs are those of the sweep that was confirmed: of the run
-in order but for a change of the state by less than the tolerance, a few ULP, on each boundary.
-Where `max_sweeps` do not confirm it, where a state is NaN or infinite on one side of a boundary, or
-the network is chaotic, the inner strategy runs over the whole sequence in order instead: right,
-only later.
+true state is 0 to the last bit. The outputs are those of the confirmed sweep: equal to the
+sequential outputs up to a boundary error below the tolerance, a few ULP of the state. Where
+`max_sweeps` do not confirm a sweep, where a state is non-finite on one side of a boundary, or where
+the network is chaotic, the inner strategy runs over the whole sequence sequentially instead.
 
 The tangent and the adjoint recurrence are linear, have the Jacobians of the same steps and so
 forget as fast. They are cut in the same way, with a residual and a way back of their own; the
