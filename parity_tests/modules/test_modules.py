@@ -327,6 +327,17 @@ REFUSALS = {
         TypeError,
         "`LSTM(input_size=3)` needs the states (h_0, c_0), got ArrayImpl.",
     ),
+    "no rate of zoneout": (
+        lambda: lstm(zoneout=()),
+        ValueError,
+        "`LSTM(zoneout=...)` needs one number, for h, or one for each of the 2 states of the cell "
+        "'lstm', got ().",
+    ),
+    "zoneout of None": (
+        lambda: lstm(zoneout=None),
+        ValueError,
+        "`LSTM(zoneout=None)` needs a probability in [0, 1].",
+    ),
     "no state at all": (
         lambda: lstm()(X, (None, None)),
         TypeError,

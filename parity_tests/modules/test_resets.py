@@ -131,6 +131,8 @@ def test_streaming_steps_match_the_whole_sequence(initial):
         output, state = step(X[t], state, RESETS[t])
         close(output, wanted[:, t])
     close(state, last)
+    everywhere = np.ones(B, bool)
+    close(module.step(X[0], state, reset=True)[0], step(X[0], state, everywhere)[0])
     row, state = module.step(X[0, 0])
     close(row, module.step(X[0])[0][0])
     assert state[0].shape == (2, H)
