@@ -23,13 +23,15 @@ def row(kind: type) -> str:
     cells = "cells with `Cell.linear`" if has.linear else cells
     dtypes = "every float" if has.dtypes is None else ", ".join(has.dtypes)
     projections = "yes" if has.projections else "no"
-    return f"| `{kind.__name__}` | {about} | {cells} | {projections} | {dtypes} |\n"
+    dropout = "yes" if has.recurrent_dropout else "no"
+    return f"| `{kind.__name__}` | {about} | {cells} | {projections} | {dropout} | {dtypes} |\n"
 
 
 def table() -> str:
     public = [getattr(strategies, name) for name in strategies.__all__]
     kinds = [value for value in public if dataclasses.is_dataclass(value)]
-    head = "| strategy | | cells | `proj_size` | dtypes |\n|---|---|---|---|---|\n"
+    names = "cells", "`proj_size`", "`recurrent_dropout`", "dtypes"
+    head = f"| strategy | | {' | '.join(names)} |\n{'|---' * 6}|\n"
     return head + "".join(map(row, kinds))
 
 

@@ -104,7 +104,7 @@ class Module(nnx.Module):
         own = own_parameters(self.cell, self.hidden_size)
         shapes = self._shapes(suffix, inputs)
         states = [name + suffix for name in state_names(self.cell)]
-        learned = hasattr(self, states[0])
+        learned = getattr(self, states[0], None) is not None
         for name, shape in (shapes | {n + suffix: s for n, s in own.shapes.items()}).items():
             param = getattr(self, name, None)
             found[name.removesuffix(suffix)] = None if param is None else param[...]

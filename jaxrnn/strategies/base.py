@@ -30,6 +30,9 @@ class Capabilities(NamedTuple):
     """Of weights and carry, one for all of them."""
     linear: bool = False
     """Only cells that have a `Cell.linear`."""
+    parameters: bool = True
+    """Cells with parameters of their own, and cells without W_hh."""
+    recurrent_dropout: bool = True
     side_by_side: int = 512
     """The rows of a batch that take hardly longer than one row on a GPU."""
     units_side_by_side: int | None = None
@@ -140,6 +143,10 @@ def lacking(
             f"strategies.{name} runs cells that are linear in their state, by `Cell.linear`, and "
             f"{cell.name} is not; strategies.Scan runs every cell."
         )
+    if weights.mask is not None and not capabilities.recurrent_dropout:
+        return f"strategies.{name} has no recurrent dropout; strategies.Scan has."
+    if not capabilities.parameters and (weights.hh is None or jax.tree.leaves(weights.cell)):
+        return f"strategies.{name} runs cells with W_hh and no parameters of their own."
     if weights.hr is not None and not capabilities.projections:
         return f"strategies.{name} has no projections (proj_size > 0); strategies.Scan has."
     if capabilities.dtypes is not None:

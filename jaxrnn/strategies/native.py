@@ -35,6 +35,8 @@ CELLS = (cells.rnn_tanh, cells.rnn_relu, cells.lstm, cells.gru)
 CAPABILITIES = Capabilities(
     cells=CELLS,
     projections=False,
+    parameters=False,
+    recurrent_dropout=False,
     dtypes=("float32", "float64"),
     side_by_side=256,
     units_side_by_side=32_768,
@@ -91,13 +93,8 @@ class Native(Base):
                 "jaxrnn builds it."
             )
         why = super().refusal(cell, weights, x, carry)
-        if not why and weights.mask is not None:
-            why = "strategies.Native has no recurrent dropout; strategies.Scan has."
-        if not why and (weights.hh is None or jax.tree.leaves(weights.cell)):
-            why = "strategies.Native runs PyTorch's cells with W_hh and no parameters of their own."
-        steps = [
-            size for size in x.shape[:2] if isinstance(size, int)
-        ]  # a symbolic one is exported
+        # A symbolic size is exported.
+        steps = [size for size in x.shape[:2] if isinstance(size, int)]
         if not why and jax.default_backend() == "gpu" and carry[0].dtype != jnp.float64:
             lacks = cuda.refusal(CELLS.index(cell), weights, x, carry)
             why = lacks and f"strategies.Native cannot run here: {lacks}."
