@@ -116,7 +116,7 @@ class Turn:
 
 
 def work(framework: str, share: int, shares: int, folder: Path, deadline: float) -> None:
-    """Runs this worker's share of the tasks and appends the results."""
+    """Run this worker's share of the tasks and append the results."""
     chosen = [t for t in selected() if t.framework() == framework]
     if (
         framework == "jax"

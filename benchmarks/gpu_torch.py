@@ -15,7 +15,7 @@ import torch
 def measure_all(
     tasks: list[Any], turn: Any, append: Callable[[Any, dict[str, Any]], None], late: Callable
 ) -> None:
-    """Measures the tasks one by one, in a new child process after each crash."""
+    """Measure the tasks one by one, in a new child process after each crash."""
     while tasks and not late():
         read, write = os.pipe()
         child = os.fork()

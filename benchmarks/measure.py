@@ -21,7 +21,7 @@ TRANSCENDENTALS = {"rnn": 1, "lstm": 5, "gru": 3}
 
 
 class _Compilations:
-    """Counts XLA's compilations in this process."""
+    """Count XLA's compilations in this process."""
 
     def __init__(self) -> None:
         self.count = 0

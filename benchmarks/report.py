@@ -147,7 +147,7 @@ def summary_table(results: Results) -> str:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file atomically."""
+    """Write a file atomically."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)

@@ -89,7 +89,7 @@ class Options:
         )
 
     def check(self) -> None:
-        """Ends the program with one sentence if the options are invalid. Creates the folder."""
+        """End the program with one sentence if the options are invalid. Create the folder."""
         unknown = sorted({*self.peers} - {*peers.NAMES})
         if unknown:
             raise SystemExit(f"--peers must be among {', '.join(peers.NAMES)}, got {unknown[0]}.")
@@ -127,7 +127,7 @@ def begin(options: Options) -> tuple[Path, dict[str, Any]]:
 def measure_point(
     point: Point, names: tuple[str, ...], seconds: float, absent: dict[str, str]
 ) -> dict[str, Any]:
-    """Checks every peer against PyTorch, times those that agree, and notes absent peers."""
+    """Check every peer against PyTorch, time those that agree, and note absent peers."""
     case = cases.make(point)
     taking_part: dict[str, peers.Peer] = {}
     errors: dict[str, float] = {}

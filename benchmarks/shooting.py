@@ -38,7 +38,7 @@ AGREEMENT = {"forward": 1e-5, "training": 1e-3}  # float32, relative: outputs, g
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measures the speed-up of shooting."""
+    """Measure the speed-up of shooting."""
 
     cell: Literal["rnn_tanh", "gru", "lstm"] = "lstm"
     inner: str = "Native()"

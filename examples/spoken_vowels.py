@@ -57,7 +57,7 @@ LINES = 10  # printed of each training
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Trains a speaker classifier on the JapaneseVowels recordings, in JAX and in PyTorch."""
+    """Train a speaker classifier on the JapaneseVowels recordings, in JAX and in PyTorch."""
 
     seeds: int = 1
     """The number of runs, each with its own initial weights, split, batches and noise."""
@@ -244,7 +244,7 @@ class Compilation:
     steps: int = 0  # shapes of the training step
 
     def ahead(self, side: Side, options: Options, task: Task) -> None:
-        """Compiles it, by running it on copies."""
+        """Compile it, by running it on copies."""
         model, optimizer = nnx.clone((side.model, side.optimizer))
         batches = epoch(options, task, 0)
         one_of_each_shape = list({batch.inputs.shape: batch for batch in batches}.values())
@@ -274,7 +274,7 @@ def held_back(utterances: Utterances) -> list[Batch]:
 
 
 def train(options: Options, task: Task, runs: Sequence[Run], folder: Path, bar: tqdm) -> None:
-    """Trains all sides on the same batches, one after the other, and tests them."""
+    """Train all sides on the same batches, one after the other, and test them."""
     validation = held_back(task.validation)
     ours, *others = runs
     fit_jax(options, task, ours, validation, folder, bar)
@@ -419,7 +419,7 @@ def print_time(results: Sequence[Sequence[Run]], compilation: Compilation) -> No
 def save(
     options: Options, tasks: Sequence[Task], results: Sequence[Sequence[Run]], folder: Path
 ) -> None:
-    """Writes weights and figure, and reads the weights back into every framework there is."""
+    """Write weights and figure, and read the weights back into every framework there is."""
     written = []
     print("\nWeights in a file, read back")
     for task, runs in zip(tasks, results, strict=True):

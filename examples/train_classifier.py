@@ -45,7 +45,7 @@ Scores = dict[str, np.ndarray]  # part -> (epochs, 2): loss and accuracy
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Trains a classifier of sums modulo 2 until it works, or as the notebook does."""
+    """Train a classifier of sums modulo 2 until it works, or as the notebook does."""
 
     as_written: bool = False
     """Train as the notebook does first, in both frameworks, which ends no better than guessing."""

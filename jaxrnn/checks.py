@@ -35,7 +35,7 @@ def strategy(name: str, value: Any) -> None:
 
 
 def array(name: str, value: Any) -> Array:
-    """Converts the input of a module to one array."""
+    """Convert the input of a module to one array."""
     if type(value).__name__ == "PackedSequence":
         raise TypeError(
             f"`{name}` needs a padded array and its lengths, got a PackedSequence: "

@@ -81,7 +81,7 @@ def pad(
 
 
 def split(labels: ArrayLike, fraction: float, *, seed: Seed) -> tuple[Array, Array]:
-    """Sets aside a fraction of every class for validation.
+    """Set aside a fraction of every class for validation.
 
     Args:
         labels: (N,), the class of each item.

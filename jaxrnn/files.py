@@ -57,7 +57,7 @@ class Spec(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes named arrays to a safetensors file, atomically.
+    """Write named arrays to a safetensors file, atomically.
 
     After any interruption, `path` holds the complete old file or the complete new one: the data go
     to a temporary file in the same folder, which is synced and renamed. A new file gets the
@@ -266,7 +266,7 @@ def _mode(target: str) -> int | None:
 
 
 def _sync_directory(directory: str) -> None:
-    """Makes a renaming in the directory durable, on systems that can open directories."""
+    """Make a renaming in the directory durable, on systems that can open directories."""
     if os.name == "nt":
         return
     descriptor = os.open(directory, os.O_RDONLY)

@@ -27,7 +27,7 @@ def stack(
     precision: lax.PrecisionLike = None,
     between: Callable[[Array], Array] | None = None,
 ) -> tuple[Float[Array, "T B DP"], Carry]:
-    """Runs stacked layers, each in one direction or both, over sequences of their own lengths.
+    """Run stacked layers, each in one direction or both, over sequences of their own lengths.
 
     For every row, with n its length: outputs past n are exactly 0, the final state is the state
     after step n (for n = 0 the initial state), the reverse direction begins at step n-1, and what

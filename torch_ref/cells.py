@@ -242,7 +242,7 @@ class Recurrent(nn.Module):
     def run(
         self, suffix: str, x: Tensor, states: States | None, k: int, b: int
     ) -> tuple[Tensor, States]:
-        """Runs row b (T, I) through the layer and direction with index k."""
+        """Run row b (T, I) through the layer and direction with index k."""
         held = {n.removesuffix(suffix): p for n, p in self.named_parameters() if n.endswith(suffix)}
         if states is None:
             states = (x.new_zeros(self.hidden_size),) * self.cell.states

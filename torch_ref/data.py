@@ -28,7 +28,7 @@ def create_synthetic_sequences(
 
 
 def split_in_order(sequences: list[Tensor], labels: Tensor, fraction: float = 0.8):
-    """Splits into a first part for training and the rest for validation, without shuffling."""
+    """Split into a first part for training and the rest for validation, without shuffling."""
     count = int(fraction * len(sequences))
     return (sequences[:count], labels[:count]), (sequences[count:], labels[count:])
 

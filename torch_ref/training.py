@@ -62,7 +62,7 @@ def train_step(
     loss: Score = cross_entropy,
     metrics: Mapping[str, Score] | None = None,
 ) -> dict[str, Tensor]:
-    """Runs one training step; returns the loss and metrics on the batch before the update."""
+    """Run one training step; return the loss and metrics on the batch before the update."""
     logits = _logits(model, batch)
     value = loss(logits, batch)
     optimizer.zero_grad()
@@ -117,7 +117,7 @@ def train_model(
     every: int = 5,
     tell: Callable[[str], object] = print,
 ) -> History:
-    """Trains as the notebook does: Adam on the whole training set, with clipped gradients.
+    """Train as the notebook does: Adam on the whole training set, with clipped gradients.
 
     The training scores of an epoch are those before its step, with dropout. The validation scores
     are those after it, without dropout.

@@ -117,7 +117,7 @@ def _call(linear_map: LinearMap, structure: Any, fixed: Sequence[Any], operands:
 
 
 def _push(way: str, *leaves: Any, call: _Call) -> list[Any]:
-    """Maps operands to results by the named method."""
+    """Map operands to results by the named method."""
     fixed, operands = call.split(leaves)
     run = getattr(call.linear_map, way)
     fixed = jax.tree.unflatten(call.fixed, fixed)
@@ -125,7 +125,7 @@ def _push(way: str, *leaves: Any, call: _Call) -> list[Any]:
 
 
 def _pull(way: str, *leaves: Any, call: _Call) -> list[Any]:
-    """Maps cotangents of results to cotangents of operands by the named method."""
+    """Map cotangents of results to cotangents of operands by the named method."""
     fixed, cotangents = call.split(leaves)
     run = getattr(call.linear_map, way)
     fixed = jax.tree.unflatten(call.fixed, fixed)

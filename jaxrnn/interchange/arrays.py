@@ -20,7 +20,7 @@ def exported(entry: Entry) -> Any:
 
 
 def imported(value: Any) -> Any:
-    """Converts a NumPy, JAX or PyTorch array to NumPy, without a copy if possible.
+    """Convert a NumPy, JAX or PyTorch array to NumPy, without a copy if possible.
 
     Traced arrays and values that are not arrays are returned unchanged.
     """

@@ -35,7 +35,7 @@ def _channels_last(weight: Any) -> Any:
 
 
 def _flip(kernel: Any) -> Any:
-    """Reverses all axes except the last two."""
+    """Reverse all axes except the last two."""
     return kernel[(slice(None, None, -1),) * (kernel.ndim - 2)]
 
 

@@ -81,7 +81,7 @@ def select(
 
 
 def check(targets: list[Entry], given: Given, strict: bool) -> IncompatibleKeys:
-    """Checks the given values against the model, and returns the unmatched names.
+    """Check the given values against the model, and return the unmatched names.
 
     Raises:
         ValueError: for a value that does not fit or, if `strict`, an unmatched name.

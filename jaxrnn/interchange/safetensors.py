@@ -17,7 +17,7 @@ from jaxrnn.interchange.torch_names import entries
 
 
 def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
-    """Writes a module's `state_dict` to a safetensors file, atomically; PyTorch can read it.
+    """Write a module's `state_dict` to a safetensors file, atomically; PyTorch can read it.
 
     A shared parameter is written once, under its first name, as `safetensors.torch.save_model`
     does. `safetensors.torch.load_model` reads such a file into a model that shares the parameter
@@ -65,7 +65,7 @@ def load_safetensors(
     prefix: str = "",
     rename: Callable[[str], str | None] | None = None,
 ) -> IncompatibleKeys:
-    """Loads a safetensors file, from jaxrnn or PyTorch, into a module, as `load_state_dict` does.
+    """Load a safetensors file, from jaxrnn or PyTorch, into a module, as `load_state_dict` does.
 
     Files from `save_safetensors` contain a digest, and are rejected if a single bit has changed.
     Other files contain none, so damage to their data goes unnoticed. Pickles (`.pt`, `.pth`) are

@@ -14,7 +14,7 @@ from jaxrnn.interchange.torch_names import entries, entries_like
 
 
 def state_dict(module: nnx.Module | Any, *, like: nnx.Module | None = None) -> dict[str, Any]:
-    """Maps PyTorch's names to NumPy arrays in PyTorch's layouts: parameters or gradients.
+    """Map PyTorch's names to NumPy arrays in PyTorch's layouts: parameters or gradients.
 
     The arrays are copies, C-contiguous and writable, ready for `torch.from_numpy` (except for
     bfloat16, which only files support). Inside a JAX transformation they are the traced arrays.
@@ -58,7 +58,7 @@ def load_state_dict(
     prefix: str = "",
     rename: Callable[[str], str | None] | None = None,
 ) -> IncompatibleKeys:
-    """Copies named arrays in PyTorch's layouts into a module's parameters, in place.
+    """Copy named arrays in PyTorch's layouts into a module's parameters, in place.
 
     The arrays may be NumPy, JAX or PyTorch arrays (on any device, with or without gradients). Each
     is cast to the dtype of its parameter, as in PyTorch, and placed on its device; float16 and

@@ -15,7 +15,7 @@ from jaxrnn.modules.options import Options
 
 
 def options(name: str, given: Mapping[str, Any]) -> None:
-    """Refuses wrong or missing `Options` in the name of the class that was called."""
+    """Refuse wrong or missing `Options` in the name of the class that was called."""
     unknown = [key for key in given if key not in Options.__annotations__]
     if unknown:
         raise TypeError(f"{name}.__init__() got an unexpected keyword argument {unknown[0]!r}")

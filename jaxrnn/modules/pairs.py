@@ -25,7 +25,7 @@ _SEQUENTIAL = inspect.unwrap(nnx.Sequential.__call__).__code__
 
 
 def refuse_unpacked(call: Callable[P, Result]) -> Callable[P, Result]:
-    """Decorates `__call__(self, input, hx=None, ...)`; the state by name, `hx=`, is always taken.
+    """Decorate `__call__(self, input, hx=None, ...)`; the state by name, `hx=`, is always taken.
 
     Raises:
         TypeError: `nnx.Sequential` unpacked a pair into this call, or would unpack the pair that it

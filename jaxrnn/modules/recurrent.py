@@ -214,7 +214,7 @@ class Recurrent(Module, Generic[State]):
         rngs: Any = None,
         masks: Masks | None = None,
     ) -> tuple[Array, State]:
-        """Runs over a sequence.
+        """Run over a sequence.
 
         Args:
             input: (T, B, I), or (B, T, I) with `batch_first`, or (T, I) unbatched.

@@ -27,7 +27,7 @@ def _folders() -> list[Path]:
 
 @functools.cache
 def load() -> tuple[str, ...]:
-    """Registers the foreign functions once, and returns the names of the builds, fastest first.
+    """Register the foreign functions once, and return the names of the builds, fastest first.
 
     The tuple is empty if there is no library.
     """

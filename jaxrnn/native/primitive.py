@@ -30,7 +30,7 @@ def make_primitive(
     kernels: Mapping[str, Kernel],
     rows: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """Makes a function `f(call, *arguments)` that runs a kernel on supported platforms.
+    """Make a function `f(call, *arguments)` that runs a kernel on supported platforms.
 
     Args:
         name: name of the primitive.

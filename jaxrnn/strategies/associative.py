@@ -53,11 +53,11 @@ class AssociativeScan(Base):
         self, cell: Cell, weights: Weights, x: Array, carry: Carry, **options: Any
     ) -> Recurrence:
         require(self, cell, weights, x, carry)
-        return Prefixes(cell, **options)
+        return AssociativeScanRecurrence(cell, **options)
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefixes(Recurrence):
+class AssociativeScanRecurrence(Recurrence):
     """The composition of all steps up to each one, applied to the initial state."""
 
     cell: Cell

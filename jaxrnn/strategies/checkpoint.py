@@ -19,7 +19,7 @@ from jaxrnn.strategies.scan import Scan
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Base):
-    """Runs `inner` chunk by chunk and, for a gradient, each chunk once more.
+    """Another strategy in chunks of time, each run once more for a gradient.
 
     What is kept of T steps is the carry at every chunk's beginning; what a derivative needs besides
     is recomputed for one chunk at a time. With chunks of about the square root of T steps, memory
@@ -76,11 +76,13 @@ class Checkpoint(Base):
             raise InputError(why)
         inner = self.inner or default(cell, weights, x, carry)
         reverse = bool(options.get("reverse", False))
-        return Chunked(inner.recurrence(cell, weights, x, carry, **options), self.steps, reverse)
+        return CheckpointRecurrence(
+            inner.recurrence(cell, weights, x, carry, **options), self.steps, reverse
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunked(Recurrence):
+class CheckpointRecurrence(Recurrence):
     """`inner` over chunks of `steps`, and the rest in a chunk of its own; saved: the starts."""
 
     inner: Recurrence

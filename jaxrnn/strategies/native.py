@@ -107,7 +107,7 @@ class Native(Base):
     ) -> Recurrence:
         require(self, cell, weights, x, carry)
         build = 0 if self.build is None else native.load().index(self.build)
-        return Kernel(cell, build, **options)
+        return NativeRecurrence(cell, build, **options)
 
 
 class Saved(NamedTuple):
@@ -118,7 +118,7 @@ class Saved(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel(Recurrence):
+class NativeRecurrence(Recurrence):
     cell: Cell
     build: int
     precision: lax.PrecisionLike = None
@@ -152,14 +152,14 @@ class Kernel(Recurrence):
 
 
 class ForwardCall(NamedTuple):
-    kernel: Kernel
+    kernel: NativeRecurrence
     save: bool
 
 
 class AdjointCall(NamedTuple):
     """Cotangents of the carry are always computed, the others if asked for, or else None."""
 
-    kernel: Kernel
+    kernel: NativeRecurrence
     with_dx: bool
     with_weights: bool = True
 
@@ -271,11 +271,11 @@ def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):
     )
 
 
-def _direction(kernel: Kernel) -> cuda.Direction:
+def _direction(kernel: NativeRecurrence) -> cuda.Direction:
     return cuda.Direction(kernel.cell, CELLS.index(kernel.cell), kernel.precision, kernel.reverse)
 
 
-def _served_on_cuda(kernel: Kernel, weights: Weights, x: Any, carry: Any) -> bool:
+def _served_on_cuda(kernel: NativeRecurrence, weights: Weights, x: Any, carry: Any) -> bool:
     """Batches without rows have no kernel; a single step costs less without."""
     steps, batch, _ = x.shape
     refused = cuda.refusal(CELLS.index(kernel.cell), weights, x, carry)

@@ -33,7 +33,7 @@ class Reference(Base):
     def recurrence(
         self, cell: Cell, weights: Weights, x: Array, carry: Carry, **options: Any
     ) -> Recurrence:
-        return Loop(cell, **options)
+        return ReferenceRecurrence(cell, **options)
 
     @closures.compiled
     def __call__(
@@ -48,11 +48,11 @@ class Reference(Base):
         reverse: bool = False,
     ) -> tuple[Float[Array, "T B P"], Carry]:
         weights, mask = prepare(weights, carry, mask)
-        return Loop(cell, precision, reverse).plain(weights, x, carry, mask)
+        return ReferenceRecurrence(cell, precision, reverse).plain(weights, x, carry, mask)
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop(Recurrence):
+class ReferenceRecurrence(Recurrence):
     """A scan over whole steps."""
 
     cell: Cell

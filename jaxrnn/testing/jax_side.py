@@ -220,6 +220,6 @@ def _by_torch_name(state: Any, module: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def array(value: Any) -> np.ndarray:
-    """Converts an array to NumPy; floating arrays become float64."""
+    """Convert an array to NumPy; floating arrays become float64."""
     value = np.asarray(value)
     return value.astype(np.float64) if is_floating(value) else value

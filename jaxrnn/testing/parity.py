@@ -34,7 +34,7 @@ def compare(
     jax_call: Call | None = None,
     weights: Weights | None = None,
 ) -> Report:
-    """Compares outputs, loss and every gradient of two modules with the same weights and inputs.
+    """Compare outputs, loss and every gradient of two modules with the same weights and inputs.
 
     Both modules are copied. The copy of the PyTorch module runs on the CPU, with noise added to
     every parameter; `interchange.load_state_dict` gives its weights to the copy of the JAX module.
@@ -172,7 +172,7 @@ def compare(
 def assert_parity(
     torch_module: Any, jax_module: nnx.Module, *inputs: Any, **options: Any
 ) -> Report:
-    """Runs `compare`, and raises an AssertionError with the report if the modules disagree.
+    """Run `compare`, and raise an AssertionError with the report if the modules disagree.
 
     Example:
         >>> import numpy as np, torch, jaxrnn
@@ -202,7 +202,7 @@ def compare_training(
     torch_call: Call | None = None,
     jax_call: Call | None = None,
 ) -> Report:
-    """Compares losses and parameters after optimizer steps on both sides, in float64.
+    """Compare losses and parameters after optimizer steps on both sides, in float64.
 
     Args:
         batches: tuples of inputs of the same shapes, used in turn.

@@ -84,7 +84,7 @@ def prepare(module: Any, dtype: str, noise: float, seed: int, train: bool) -> An
 
 
 def cast(module: Any, dtype: str) -> Any:
-    """Casts a module in place."""
+    """Cast a module in place."""
     return module.to(getattr(import_torch(), dtype))
 
 
@@ -119,7 +119,7 @@ def _refuse_random(module: Any) -> None:
 
 
 def tensors(tree: Any, dtype: Any) -> Any:
-    """Converts arrays to tensors: floating ones to `dtype` with gradients, integers to int64."""
+    """Convert arrays to tensors: floating ones to `dtype` with gradients, integers to int64."""
     torch = import_torch()
 
     def convert(leaf: Any) -> Any:
@@ -135,7 +135,7 @@ def tensors(tree: Any, dtype: Any) -> Any:
 
 
 def array(tensor: Any) -> np.ndarray:
-    """Converts a tensor to NumPy exactly; floating tensors become float64."""
+    """Convert a tensor to NumPy exactly; floating tensors become float64."""
     tensor = tensor.detach().cpu()
     return np.array((tensor.double() if tensor.is_floating_point() else tensor).numpy())
 
@@ -207,7 +207,7 @@ def _is_floating(leaf: Any) -> bool:
 
 
 def call_recurrent(module: Any, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
-    """Runs `nn.RNN`, `nn.LSTM` or `nn.GRU` on padded sequences by packing and unpacking them.
+    """Run `nn.RNN`, `nn.LSTM` or `nn.GRU` on padded sequences by packing and unpacking them.
 
     PyTorch packs neither sequences of length 0 nor unbatched ones; those run row by row.
     """

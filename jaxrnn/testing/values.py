@@ -33,7 +33,7 @@ def is_array(leaf: Any) -> bool:
 
 
 def arrays(tree: Any, dtype: str) -> Any:
-    """Converts NumPy, JAX or PyTorch arrays to NumPy, floating ones rounded to `dtype`.
+    """Convert NumPy, JAX or PyTorch arrays to NumPy, floating ones rounded to `dtype`.
 
     Other leaves (a Python number, a string) are unchanged.
     """

@@ -26,7 +26,7 @@ class Trace(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shot(Recurrence):
+class ShootingRecurrence(Recurrence):
     """`inner` over the chunks of a sequence (T, B, ·), from the first step to the last."""
 
     inner: Recurrence

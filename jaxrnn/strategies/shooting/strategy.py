@@ -57,7 +57,7 @@ from jaxrnn.strategies.base import Base, Capabilities, Strategy, prepare
 from jaxrnn.strategies.default import default
 from jaxrnn.strategies.scan import Scan
 from jaxrnn.strategies.shooting.chunks import Info, Knobs, one_chunk
-from jaxrnn.strategies.shooting.recurrence import Flipped, Shot
+from jaxrnn.strategies.shooting.recurrence import Flipped, ShootingRecurrence
 
 _ULPS = 8
 _NARROW_ULPS = 2  # of the products' dtype, where it is narrower than the carry's
@@ -161,7 +161,9 @@ class Shooting(Base):
         reverse = options.pop("reverse", False)
         options["precision"] = _agreeing(options.get("precision"), weights)
         knobs = self._knobs(-(-steps // count), weights, carry)
-        shot = Shot(inner.recurrence(cell, weights, x, carry, **options), count, knobs)
+        shot = ShootingRecurrence(
+            inner.recurrence(cell, weights, x, carry, **options), count, knobs
+        )
         return Flipped(shot) if reverse else shot
 
     @closures.compiled
