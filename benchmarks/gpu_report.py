@@ -13,6 +13,7 @@ import numpy as np
 
 SUBJECT = "native"
 PEERS = ("cudnn graph", "cudnn", "scan", "flax", "jax.experimental.rnn")
+NAMES = {"cudnn graph": "cuDNN as a CUDA graph", "cudnn": "cuDNN called eagerly"}
 KEYS = ("cell", "dtype", "batch", "hidden", "lengths", "mode", "layers", "directions", "steps")
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 # As measured: operations a second of each unit, bytes a second from an H100's memory and L2.
@@ -151,27 +152,27 @@ def long_sequences(points: dict[tuple, dict[str, Any]], rows: list[dict[str, Any
     """The lines of gpu_shooting.py, and cuDNN's longest sequences."""
     columns = "ms", "lower_s", "compile_s", "sweeps", "residual", "fell_back"
     errors = "outputs", "outputs_sequentially", "gradients", "gradients_sequentially"
+    rows = sorted(rows, key=lambda r: (r["cell"], r["steps"], r["hidden"]))
     lines = ["One row, by `Shooting` over `Native`, float32 at the highest precision.", ""]
     for kinds, names in ((("inference", "training", "adjoint"), columns), (("error",), errors)):
         head = ["cell", "H", "T", "mode", *names]
         lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        for row in sorted(rows, key=lambda r: (r["cell"], r["steps"], r["hidden"])):
+        for row in rows:
             if row.get("mode") in kinds:
                 numbers = [f"{row[n]:.3g}" if n in row else "-" for n in names]
                 about = [row["cell"], str(row["hidden"]), str(row["steps"]), row["mode"]]
                 lines.append(f"| {' | '.join(about + numbers)} |")
-            elif "error" in row and "ms" not in names:
-                lines.append(
-                    f"{row['cell']}, H = {row['hidden']}, T = {row['steps']}: {row['error']}"
-                )
         lines.append("")
+    for row in rows:
+        if "error" in row:
+            what = f"{row['cell']}, H = {row['hidden']}, T = {row['steps']}"
+            lines.append(f"- {what}: {row['error'][:90]}")
     for key, peers in points.items():
         named, row = dict(zip(KEYS, key, strict=True)), peers.get("cudnn", {})
         if named["steps"] > 512 and row:
+            what = f"H = {named['hidden']}, T = {named['steps']}, {named['mode']}"
             time = f"{row['us'] * named['steps'] / 1e3:.1f} ms" if "us" in row else row["error"]
-            lines.append(
-                f"- cuDNN, H = {named['hidden']}, T = {named['steps']}, {named['mode']}: {time}"
-            )
+            lines.append(f"- cuDNN, LSTM, {what}: {time}")
     return lines
 
 
@@ -201,7 +202,7 @@ def draw(points: dict[tuple, dict[str, Any]], path: Path) -> None:
                     axis.plot(*np.array(known).T, marker="o", label=f"B = {batch}")
             mean = geometric_mean(ratios(points, peer, mode=(mode,), **dense))
             told = "not measured" if mean is None else f"geometric mean {mean:.1f}"
-            axis.set_title(f"{mode}, over {peer}: {told}", fontsize=10)
+            axis.set_title(f"{mode}, over {NAMES[peer]}: {told}", fontsize=10)
             axis.axhline(1, color="black", linewidth=1)
             axis.set(xscale="log", yscale="log", xlabel="H", ylabel="speed-up, times")
             axis.set_xticks(hiddens, labels=hiddens)
@@ -210,9 +211,6 @@ def draw(points: dict[tuple, dict[str, Any]], path: Path) -> None:
             axis.legend()
     wide = {k: v for k, v in SIZES["B <= 64, H >= 128"].items() if k == "hidden"}
     best = geometric_mean(ratios(points, peers[0], **dense, **wide))
-    figure.suptitle(
-        f"From 128 units on, jaxrnn's CUDA kernels are {best:.1f} times as fast as {peers[0]}"
-        if best
-        else "jaxrnn's CUDA kernels"
-    )
+    found = f"From 128 units on, {best:.1f} times as fast as {NAMES[peers[0]]}" if best else ""
+    figure.suptitle(found or "jaxrnn's CUDA kernels")
     figure.savefig(path, dpi=110)

@@ -25,6 +25,7 @@ from jaxrnn.strategies.cuda_layout import (
     pad_rows,
     shape,
     states_before,
+    sum_of_products,
     sum_of_starts,
     unpad,
 )
@@ -208,15 +209,16 @@ def adjoint(
         dgx = jnp.concatenate([dg[..., : 2 * hidden], unpad(d_gx_n, 1, hidden, size)], axis=-1)
     d_h0, *d_c0 = (unpad(a, 1, hidden, size) for a in d_carry[: len(carry)])
 
-    def multiply(a: Array, b: Array, over: tuple[int, ...], dtype: Any) -> Array:
-        dims = ((over, tuple(range(len(over)))), ((), ()))
-        precision = direction.outside(x, weights.ih)
-        return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=dtype)
+    precision = direction.outside(x, weights.ih)
+
+    def multiply(a: Array, w: Array, dtype: Any) -> Array:
+        dims = (((a.ndim - 1,), (0,)), ((), ()))
+        return lax.dot_general(a, w, dims, precision=precision, preferred_element_type=dtype)
 
     starts = sum_of_starts(dg, previous, direction.reverse, has_resets(mask))
-    d_h0 = d_h0 + multiply(starts, _recurrent(weights), (1,), total)
+    d_h0 = d_h0 + multiply(starts, _recurrent(weights), total)
     d_initial = d_h0, *d_c0
-    dx = multiply(dgx, weights.ih, (2,), x.dtype) if with_dx else None
+    dx = multiply(dgx, weights.ih, x.dtype) if with_dx else None
     dweights = None
     if with_weights:
         before = states_before(ys, initial[0].astype(io), previous, direction.reverse)
@@ -226,8 +228,8 @@ def adjoint(
                 d[batch:] if d.shape[0] > batch else jnp.zeros_like(d) for d in d_initial
             )
         dweights = Weights(
-            multiply(dgx, x, (0, 1), total).astype(io),
-            multiply(dg, before, (0, 1), total).astype(io),
+            sum_of_products(dgx, x, precision).astype(io),
+            sum_of_products(dg, before, precision).astype(io),
             None if weights.b_ih is None else _sum(dgx).astype(weights.b_ih.dtype),
             None if weights.b_hh is None else _sum(dg).astype(weights.b_hh.dtype),
             initial=of_resets,

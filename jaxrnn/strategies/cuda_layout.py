@@ -97,6 +97,34 @@ def canonical(a: Array) -> Array:
     return lax.bitcast_convert_type(jnp.where(is_nan, one(nan), bits), a.dtype)
 
 
+def sum_of_products(a: Array, b: Array, precision: lax.PrecisionLike) -> Array:
+    """(M, N) in float32: the sum over steps and rows of the outer products of (T, B, M), (T, B, N).
+
+    A small result of many rows leaves most of a GPU idle, so the sum is made in blocks of steps
+    side by side. XLA would make one product of them again, if it saw their sum.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> sum_of_products(jnp.ones((4, 3, 2)), jnp.ones((4, 3, 1)), None).tolist()
+        [[12.0], [12.0]]
+    """
+    (steps, batch, width), other = a.shape, b.shape[-1]
+    blocks = blocks_of_steps(steps, batch, width, other)
+    a, b = a.reshape(blocks, -1, width), b.reshape(blocks, -1, other)
+    dims = (((1,), (1,)), ((0,), (0,)))
+    parts = lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+    return parts[0] if blocks == 1 else lax.optimization_barrier(parts).sum(0)
+
+
+def blocks_of_steps(steps: int, batch: int, width: int, other: int) -> int:
+    """The number of blocks, a power of two that divides the steps: about two tiles of the result
+    for each multiprocessor, and no fewer than 256 rows in a block."""
+    tiles = -(-width // 128) * -(-other // 128)
+    most = min(256 // tiles, steps * batch // 256)
+    even = steps & -steps  # the largest power of two that divides them
+    return min(even, 1 << most.bit_length() - 1) if most > 1 else 1
+
+
 def empty(dtype: Any) -> Array:
     return jnp.zeros((0,), dtype)
 

@@ -194,6 +194,27 @@ def test_steps_that_continue_each_other():
     assert following.T.tolist() == [[-1, -1, 0, 2], [-1, -1, -1, -1]]
 
 
+@pytest.mark.parametrize(
+    ("shape", "blocks"),
+    [
+        ((512, 16, 384, 128), 32),  # 3 tiles of the result
+        ((512, 16, 4096, 1024), 1),  # 256 tiles
+        ((96, 64, 64, 3), 16),  # 256 rows in a block
+        ((511, 64, 64, 64), 1),  # no power of two divides the steps
+    ],
+)
+def test_sums_of_products_in_blocks_of_steps(shape, blocks):
+    assert cuda_layout.blocks_of_steps(*shape) == blocks
+
+
+def test_a_sum_of_products_in_blocks():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((64, 16, 3)), rng.standard_normal((64, 16, 2))
+    assert cuda_layout.blocks_of_steps(64, 16, 3, 2) > 1
+    found = cuda_layout.sum_of_products(jnp.float32(a), jnp.float32(b), None)
+    np.testing.assert_allclose(found, np.einsum("tbi,tbj->ij", a, b), rtol=1e-5, atol=1e-4)
+
+
 def test_a_reset_continues_no_step():
     mask = jnp.array([[2, 0, 1, 2, 1]], jnp.uint8).T  # RESET, HOLD, RUN, RESET, RUN
     previous, following = cuda_layout.order_steps(mask, reverse=False)
