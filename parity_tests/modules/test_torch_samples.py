@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,13 @@ import pytest
 import torch
 from flax import nnx
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 import jaxrnn
 from jaxrnn.testing import assert_parity
+
+with warnings.catch_warnings():  # on a GPU it imports numba, which uses what NumPy deprecates
+    warnings.simplefilter("ignore")
+    from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 pytestmark = pytest.mark.gpu
 
