@@ -1,7 +1,6 @@
 """CUDA kernels emulated on a CPU, in place of `jax.ffi.ffi_call`, for eager calls."""
 
 import ctypes
-import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -148,9 +147,8 @@ class Device:
             assert fault is None, fault.decode()
 
 
-def instances_of(cases):
-    """All instances that the cases need: dicts with `problem` and the `options` of `plan_of`."""
-    for case, *flags in itertools.product(cases, (False, True), (False, True)):
-        problem = (*case["problem"], *flags)
-        plan = plan_of(problem, **case["options"])
-        yield instance_of(problem, plan)
+def instances_of(case, is_ragged):
+    """The instances of both passes that a case needs: `problem`, and the `options` of `plan_of`."""
+    for is_adjoint in (False, True):
+        problem = (*case.problem, is_adjoint, is_ragged)
+        yield instance_of(problem, plan_of(problem, **case.options))

@@ -1,5 +1,6 @@
 """`benchmarks/run.py` run as a script on two tiny points: what it measures, writes and prints."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -163,3 +164,17 @@ def test_the_figures_means(monkeypatch):
     table = report.summary_table(results)
     assert f"| LSTM, dense | 20 | 1.54 | {cpu['PyTorch'][2]:.2f} |" in table
     assert speedup.title(cpu, gpu).endswith("on a GPU 2.0 times as fast as cuDNN")
+
+
+def test_a_gpu_run_after_another_leaves_its_points_out(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu
+
+    monkeypatch.setenv("JAXRNN_GPU_ONLY", "lstm,native")
+    every = gpu.selected()
+    assert {(task.cell, task.peer) for task in every} == {("lstm", "native")}
+    measured, failed = (json.dumps(dataclasses.asdict(task)) for task in every[:2])
+    lines = measured[:-1] + ', "us": 1.5}\n' + failed[:-1] + ', "error": "out of memory"}\n'
+    (tmp_path / "gpu.jsonl").write_text(lines)
+    monkeypatch.setenv("JAXRNN_GPU_AFTER", str(tmp_path / "gpu.jsonl"))
+    assert gpu.selected() == every[1:]
