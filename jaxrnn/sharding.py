@@ -1,13 +1,15 @@
-"""Placement of arrays on several devices, according to their types."""
+"""Placement of arrays on several devices and in several processes."""
 
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.experimental import multihost_utils
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxrnn.cells import Carry, Weights
 
@@ -35,7 +37,7 @@ def placed_as(x: Array, weights: Any, carry: Carry) -> Carry:
         axes = tuple(varying - _varying(c))
         if axes:
             c = lax.pcast(c, axes, to="varying")
-        return jax.sharding.reshard(c, PartitionSpec(None, spec[1])) if any(spec) else c
+        return _reshard(c, x, None, spec[1]) if any(spec) else c
 
     return tuple(placed(c) for c in carry)
 
@@ -45,7 +47,7 @@ def gather_weights(weights: Weights) -> Weights:
 
     def whole(a: Array) -> Array:
         divided = any(jax.typeof(a).sharding.spec)
-        return jax.sharding.reshard(a, PartitionSpec()) if divided else a
+        return _reshard(a, a) if divided else a
 
     shared = jax.tree.map(whole, weights._replace(mask=None, initial=None))
     return shared._replace(mask=weights.mask, initial=weights.initial)
@@ -56,7 +58,13 @@ def gather_features(x: Array) -> Array:
     spec = jax.typeof(x).sharding.spec
     if not any((spec[0], spec[2])):
         return x
-    return jax.sharding.reshard(x, PartitionSpec(None, spec[1]))
+    return _reshard(x, x, None, spec[1])
+
+
+def _reshard(a: Array, like: Array, *spec: Any) -> Array:
+    """An array placed anew on the explicit mesh of another, which need not be the current mesh."""
+    mesh = jax.typeof(like).sharding.mesh
+    return jax.sharding.reshard(a, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def _varying(a: Array) -> frozenset[Any]:
@@ -74,3 +82,20 @@ def needs_devices() -> Any:
     nothing = custom_partitioning(lambda x: x)
     nothing.def_partition(partition=None, sharding_rule="i -> i")
     return jax.make_jaxpr(nothing)(jnp.zeros(1))
+
+
+def is_divided(a: Any) -> bool:
+    """True if other processes hold parts of an array that this process does not."""
+    return isinstance(a, Array) and not (a.is_fully_addressable or a.is_fully_replicated)
+
+
+def fetch(a: Any) -> np.ndarray:
+    """All of an array in NumPy. If `is_divided(a)`, every process must call it."""
+    return multihost_utils.process_allgather(a, tiled=True) if is_divided(a) else np.asarray(a)
+
+
+def put(a: np.ndarray, placement: Sharding) -> Array:
+    """An array that is the same in every process, placed on devices of any of them."""
+    if placement.is_fully_addressable:
+        return jax.device_put(a, placement)
+    return jax.make_array_from_callback(a.shape, placement, lambda index: a[index])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn import sharding
 from jaxrnn.interchange.entry import Entry, is_array
 
 
@@ -16,7 +17,7 @@ def exported(entry: Entry) -> Any:
         raise ValueError(f"`{entry.name}` has a shape but no values yet: load some first.")
     if any(isinstance(value, jax.core.Tracer) for value in values):
         return entry.layout.to_torch(*values)
-    return np.array(entry.layout.to_torch(*map(np.asarray, values)), order="C")
+    return np.array(entry.layout.to_torch(*map(sharding.fetch, values)), order="C")
 
 
 def imported(value: Any) -> Any:
@@ -59,4 +60,4 @@ def placed(value: Any, old: Any) -> Any:
         return value
     if isinstance(old, jax.core.Tracer) or not getattr(old, "committed", True):
         return jnp.asarray(value)
-    return jnp.asarray(value) if old.sharding is None else jax.device_put(value, old.sharding)
+    return jnp.asarray(value) if old.sharding is None else sharding.put(value, old.sharding)

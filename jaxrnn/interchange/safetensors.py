@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxrnn import files
+from jaxrnn import files, sharding
 from jaxrnn.interchange import arguments
 from jaxrnn.interchange.arrays import equal, exported
 from jaxrnn.interchange.entry import identity
@@ -21,7 +21,8 @@ def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
 
     A shared parameter is written once, under its first name, as `safetensors.torch.save_model`
     does. `safetensors.torch.load_model` reads such a file into a model that shares the parameter
-    too.
+    too. If parameters are divided over several processes, each must call this function, and the
+    first one writes the file.
 
     Raises:
         TypeError: not a module, or not a path.
@@ -43,7 +44,8 @@ def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
     arguments.check_path("save_safetensors", module, path)
     arrays: dict[str, Any] = {}
     first: dict[Any, str] = {}
-    for entry in entries(module):
+    found = entries(module)
+    for entry in found:
         array = exported(entry)
         if isinstance(array, jax.core.Tracer):
             raise ValueError(
@@ -54,7 +56,9 @@ def save_safetensors(module: nnx.Module, path: str | os.PathLike[str]) -> None:
             if name in arrays and equal(arrays[name], array):
                 continue
         arrays[entry.name] = array
-    files.write(path, arrays)
+    divided = any(sharding.is_divided(value) for entry in found for value in entry.values)
+    if not divided or jax.process_index() == 0:
+        files.write(path, arrays)
 
 
 def load_safetensors(

@@ -8,10 +8,14 @@
     loop          `fit`: epochs of minibatches, early stopping, resumption
     run           state of a run of `fit`: its progress, next epoch, saving and resuming
     restore       `load`: the weights of a run without its optimizer
+    scoring       loss, metrics and watched score of a run
+    folder        who may write to the folder of a run
     state         arrays of a model and an optimizer by name
     checkpoints   named arrays on disk, written atomically and verified when read
     metrics       metrics of a run as JSON lines, truncated to the checkpoint on resumption
     lock          exclusive lock on the folder of a run
+    placement     batches, models and optimizers on several devices
+    processes     agreement between the processes of a run
     signals       Ctrl-C and SIGTERM, which end a run between two steps
 
 A model is called as `model(inputs)`, or as `model(inputs, lengths=lengths)` if the batch has
@@ -34,6 +38,7 @@ from jaxrnn.training.losses import (
     masked_mean,
     mean_squared_error,
 )
+from jaxrnn.training.placement import join_rows
 from jaxrnn.training.restore import load
 from jaxrnn.training.steps import clip_grad_norm, evaluate, forward, predict, train_step
 from jaxrnn.training.truncated import carry_forward, segments, tbptt
@@ -49,6 +54,7 @@ __all__ = [
     "evaluate",
     "fit",
     "forward",
+    "join_rows",
     "load",
     "masked_mean",
     "mean_squared_error",

@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from jax.sharding import Sharding
+
+from jaxrnn.training.processes import ALONE, Processes
 
 _FORMAT = 2
 _PARTIAL = ".partial-"
@@ -28,36 +31,39 @@ _OVERHEAD = 1 << 16  # bytes in addition to the arrays: about ten files smaller 
 
 
 def save(
-    folder: Path, step: int, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any], keep: int
+    folder: Path,
+    step: int,
+    arrays: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    keep: int,
+    processes: Processes = ALONE,
 ) -> None:
     """Writes `folder/<step>`, then removes all but the newest `keep` checkpoints.
+
+    Each process writes its own parts of arrays that are divided over processes, and the first one
+    writes everything else. The notes are those of the first process.
 
     Raises:
         OSError: the checkpoint could not be written, for any reason. Existing files are unchanged.
     """
-    target = folder / str(step)
-    partial = folder / f"{_PARTIAL}{secrets.token_hex(8)}"
+    what = f"Writing the checkpoint of step {step}"
+    # The first process chooses the name, whose digits are as good as random.
+    token = processes.largest(secrets.randbits(31) if processes.first else -1)
+    partial = folder / f"{_PARTIAL}{token:08x}"
     try:
         try:
-            partial.mkdir(parents=True)
-            _check_space(partial, arrays)
-            with _quiet():
+            with processes.all_or_none(what):
+                if processes.first:
+                    partial.mkdir(parents=True)
+                    _check_space(partial, arrays)
+            with _quiet(), processes.all_or_none(what):
                 _write_state(partial / "state", arrays)
-            manifest = {
-                "format": _FORMAT,
-                "arrays": layout(arrays),
-                "files": {name: _digest(path, sync=True) for name, path in _files(partial)},
-                "notes": dict(notes),
-            }
-            text = json.dumps(manifest, allow_nan=False)
-            (partial / "manifest.json").write_text(f"{text}\n{_sha256(text.encode())}\n")
-            _digest(partial / "manifest.json", sync=True)
-            for directory, _, _ in os.walk(partial):
-                _sync_directory(directory)
-            os.rename(partial, target)
-            _sync_directory(folder)
+            with processes.all_or_none(what):
+                if processes.first:
+                    _finish(partial, folder / str(step), layout(arrays), notes)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            if processes.first:
+                shutil.rmtree(partial, ignore_errors=True)
             raise
     except Exception as error:  # Orbax and TensorStore raise several types, ValueError among them
         code = _error_code(error)
@@ -67,8 +73,28 @@ def save(
         )
         failure.errno = code
         raise failure from error
-    for old in steps(folder)[:-keep]:
-        _remove(folder / str(old))
+    if processes.first:
+        for old in steps(folder)[:-keep]:
+            _remove(folder / str(old))
+
+
+def _finish(
+    partial: Path, target: Path, arrays: dict[str, list[Any]], notes: Mapping[str, Any]
+) -> None:
+    """Writes the manifest, makes everything durable and gives the checkpoint its name."""
+    manifest = {
+        "format": _FORMAT,
+        "arrays": arrays,
+        "files": {name: _digest(path, sync=True) for name, path in _files(partial)},
+        "notes": dict(notes),
+    }
+    text = json.dumps(manifest, allow_nan=False)
+    (partial / "manifest.json").write_text(f"{text}\n{_sha256(text.encode())}\n")
+    _digest(partial / "manifest.json", sync=True)
+    for directory, _, _ in os.walk(partial):
+        _sync_directory(directory)
+    os.rename(partial, target)
+    _sync_directory(target.parent)
 
 
 def steps(folder: Path) -> list[int]:
@@ -87,12 +113,15 @@ def tidy(folder: Path) -> None:
 
 
 def load(
-    folder: Path, step: int, accept: Callable[[dict[str, Any], dict[str, list[Any]]], None]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and notes of `folder/<step>`.
+    folder: Path,
+    step: int,
+    accept: Callable[[dict[str, Any], dict[str, list[Any]]], dict[str, Sharding] | None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and notes of `folder/<step>`, in NumPy.
 
     `accept` is called with the notes and with each array's dtype and shape before any array is
-    read. It raises to reject the checkpoint.
+    read. It raises to reject the checkpoint, and may return the placements of arrays of which each
+    process reads its own parts.
 
     Raises:
         ValueError: for anything but a complete checkpoint, with one sentence that names the
@@ -134,9 +163,9 @@ def load(
             refuse(f"`{name}` cannot be read: {error.strerror}")
         if not same:
             refuse(f"it is damaged: `{name}` does not match its digest")
-    accept(manifest["notes"], manifest["arrays"])
+    placements = accept(manifest["notes"], manifest["arrays"]) or {}
     try:
-        return _read_state(path / "state", manifest["arrays"]), manifest["notes"]
+        return _read_state(path / "state", manifest["arrays"], placements), manifest["notes"]
     except Exception as error:
         refuse(_short(error))
 
@@ -146,14 +175,14 @@ def layout(arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {name: [str(a.dtype), *map(int, a.shape)] for name, a in arrays.items()}
 
 
-def _check_space(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _check_space(folder: Path, arrays: Mapping[str, Any]) -> None:
     """Raises before a full disk makes TensorStore's threads print errors of their own."""
     needed = sum(array.nbytes for array in arrays.values()) + _OVERHEAD
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _write_state(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_state(path: Path, arrays: Mapping[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
     # Orbax rejects empty arrays; their shape in the manifest is enough to restore them.
@@ -179,17 +208,18 @@ def _quiet() -> Iterator[None]:
             logger.removeFilter(keep)
 
 
-def _read_state(path: Path, arrays: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
+def _read_state(
+    path: Path, arrays: Mapping[str, list[Any]], placements: Mapping[str, Sharding]
+) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     full = [name for name, (_, *shape) in arrays.items() if 0 not in shape]
+    kinds: dict[str, Any] = dict.fromkeys(full, ocp.RestoreArgs(restore_type=np.ndarray))
+    kinds |= {name: ocp.ArrayRestoreArgs(sharding=place) for name, place in placements.items()}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         result = checkpointer.restore(
             path.absolute(),
-            args=ocp.args.PyTreeRestore(
-                item=dict.fromkeys(full, 0), restore_args=dict.fromkeys(full, as_numpy)
-            ),
+            args=ocp.args.PyTreeRestore(item=dict.fromkeys(full, 0), restore_args=kinds),
         )
     for name, (dtype, *shape) in arrays.items():
         if 0 in shape:

@@ -6,19 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
-from jaxrnn.training import steps
+from jaxrnn.training import placement, scoring, signals, steps
 from jaxrnn.training.losses import cross_entropy
 from jaxrnn.training.metrics import Record
-from jaxrnn.training.run import Run, Scoring
-from jaxrnn.training.signals import Signals
+from jaxrnn.training.run import Run
 from jaxrnn.training.source import Data, Source
 from jaxrnn.training.steps import Forward, Score
-
-_BETTER = {"validation_loss": "lower", "validation_accuracy": "higher"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +70,7 @@ def fit(
     keep: int = 3,
     most_compilations: int = 32,
     log: Callable[[Record], None] | None = None,
+    sharding: NamedSharding | None = None,
 ) -> History:
     """Trains a model in place; with a `folder`, the run can be killed and resumed exactly.
 
@@ -85,6 +83,16 @@ def fit(
     With a folder, Ctrl-C and SIGTERM let the current step finish and write a checkpoint. Then
     Ctrl-C raises KeyboardInterrupt, and SIGTERM ends the process. A second Ctrl-C stops at once.
     Only one run at a time may write to a folder.
+
+    With `sharding`, each device computes the gradient of its rows, and the gradients are summed
+    over the devices. Arrays of the model and the optimizer that are on the mesh already stay as
+    they are, sharded or not; all others are copied to each device. In several processes `data` must
+    give the same whole batches in each, of which every process takes its own rows; for data of
+    which each process reads its own rows, see `join_rows`. A batch whose rows the devices cannot
+    divide evenly, such as the last one of an epoch, is computed whole on each device. The folder
+    must be one that all processes see. The first process writes the metrics and calls `log`. A
+    signal to one process ends all of them at the same step. A run resumes on the same number of
+    devices bit for bit, and on another number up to rounding.
 
     Args:
         model: the model to train. It is left in training mode.
@@ -120,7 +128,10 @@ def fit(
         save_epochs: number of epochs between checkpoints. The end of the run always has one.
         keep: number of checkpoints to keep; older ones are removed.
         most_compilations: largest number of different batch shapes.
-        log: called with each new record, to show progress.
+        log: called with each new record, to show progress; in several processes, in the first one.
+        sharding: placement of each batch's rows, `NamedSharding(mesh, PartitionSpec("data"))`, for
+            several devices, in one process or in all that `jax.distributed` has started. None
+            leaves everything where it is.
 
     Returns:
         The history of the whole run.
@@ -165,54 +176,36 @@ def fit(
         raise ValueError("`fit(patience)` needs a `validation` to watch.")
     if resume and folder is None:
         raise ValueError("`fit(resume=True)` needs the `folder` to resume from.")
-    if folder is not None and jax.process_count() > 1:
-        raise ValueError(
-            f"`fit(folder=...)` runs in one process, and {jax.process_count()} are started. Pass "
-            "`folder=None`."
-        )
-    scoring = _scoring(loss, dict(steps.named(metrics)), forward, watch, better)
+    if sharding is not None:
+        placement.check("fit(sharding)", sharding)
+    chosen = scoring.choose(loss, dict(steps.named(metrics)), forward, watch, better)
     if isinstance(validation, Iterator):  # it would be empty after the first epoch
         validation = list(validation)
-    with Signals(active=folder is not None) as signals:
+    where = None if folder is None else Path(folder)
+    with signals.Signals(active=folder is not None) as caught:
         source = Source(data, epoch_steps)
-        run = Run(model, optimizer, source, scoring, signals, most_compilations, keep, log)
+        run = Run(model, optimizer, source, chosen, caught, most_compilations, keep, log, sharding)
         try:
-            run.open(None if folder is None else Path(folder), resume)
+            run.place(where)
+            run.open(where, resume)
             model.train()
-            while run.epoch < epochs and not run.stale(patience) and not signals.caught:
-                if until is not None and until(run.metrics.records):
+            while run.epoch < epochs and not run.stale(patience) and not run.ending:
+                if until is not None and run.processes.largest(bool(until(run.metrics.records))):
                     break
                 run.train_epoch(save_every, validation)
                 if run.epoch % save_epochs == 0 and not run.position:
                     run.save()
+            run.agree()
             if run.saved != (run.epoch, run.step):
                 run.save()
         finally:
             run.close()
     signals.end(
+        run.ending,
         f"Stopped after step {run.step}. The checkpoint is in `{run.folder}`: "
-        "`fit(..., resume=True)` goes on from there."
+        "`fit(..., resume=True)` goes on from there.",
     )
     if patience is not None and run.best is not None:
         nnx.update(model, run.best_weights)
     best = None if run.best is None else run.best[0]
     return History(run.metrics.records, best, run.compilations)
-
-
-def _scoring(
-    loss: Score,
-    metrics: dict[str, Score],
-    forward: Forward,
-    watch: str,
-    better: Literal["lower", "higher"] | None,
-) -> Scoring:
-    names = [f"validation_{name}" for name in ("loss", *metrics)]
-    if watch not in names:
-        raise ValueError(f"`fit(watch)` must be one of {', '.join(names)}, got `{watch}`.")
-    chosen = better or _BETTER.get(watch)
-    if chosen is None:
-        raise ValueError(
-            f'`fit(watch="{watch}")` needs `better="lower"` or `better="higher"`, to determine '
-            "the best epoch."
-        )
-    return Scoring(loss, metrics, forward, watch, 1 if chosen == "lower" else -1)

@@ -26,13 +26,14 @@ class Metrics:
     Args:
         path: path of the file, which is created if absent; None for no file.
         mark: position to continue from. Everything after it is cut off.
+        write: False only reads, in a process that leaves the file to another one.
 
     Raises:
         ValueError: the file is not the one that `mark` describes; it is unchanged.
         OSError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path | None = None, mark: Mark = START):
+    def __init__(self, path: Path | None = None, mark: Mark = START, *, write: bool = True):
         self.records: list[Record] = []
         self._descriptor: int | None = None
         self._size, self._hash = 0, hashlib.sha256()
@@ -47,6 +48,8 @@ class Metrics:
                     "be resumed. Nothing was loaded, and nothing was changed."
                 )
             self.records = [json.loads(line) for line in kept.splitlines()]
+        if not write:
+            return
         # No buffer: written data is with the system, and so outlives the process.
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:

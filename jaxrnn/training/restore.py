@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flax import nnx
+from jax.sharding import Sharding
 
 from jaxrnn.training import checkpoints, state
 
@@ -57,7 +58,7 @@ def load(
     def part(arrays: Mapping[str, Any]) -> dict[str, Any]:
         return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
-    def accept(notes: dict[str, Any], arrays: dict[str, list[Any]]) -> None:
+    def accept(notes: dict[str, Any], arrays: dict[str, list[Any]]) -> dict[str, Sharding]:
         if which == "best" and notes["best"] is None:
             raise ValueError(
                 f"The run in `{folder}` has no best weights, as it has had no validation yet. Pass "
@@ -67,6 +68,7 @@ def load(
         noise = state.host(nnx.state(model, nnx.RngState))
         rest = {name: array for name, array in part(arrays).items() if name not in noise}
         state.check_layout(saved / str(found[-1]), layout, rest)
+        return {prefix + name: where for name, where in state.divided(wanted).items()}
 
     arrays, _ = checkpoints.load(saved, found[-1], accept)
     nnx.update(model, state.device(wanted, part(arrays)))

@@ -1,7 +1,6 @@
 """A run of `fit`: its progress, its next epoch, and how it is saved and resumed."""
 
 import dataclasses
-import errno
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,25 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, Sharding
 
-from jaxrnn.training import checkpoints, state
+from jaxrnn.sharding import is_divided
+from jaxrnn.training import checkpoints, scoring, state
 from jaxrnn.training.batches import shapes, signature
+from jaxrnn.training.folder import claim, restate
 from jaxrnn.training.lock import Lock
 from jaxrnn.training.metrics import Mark, Metrics, Record
+from jaxrnn.training.placement import place_batch, place_modules, placements
+from jaxrnn.training.processes import ALONE, Processes
+from jaxrnn.training.scoring import Scoring
 from jaxrnn.training.signals import Signals
 from jaxrnn.training.source import Source
-from jaxrnn.training.steps import Forward, Score, compiled_step, evaluate
+from jaxrnn.training.steps import compiled_step, evaluate
 
-
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-    """Loss, metrics and watched score of a run."""
-
-    loss: Score
-    metrics: Mapping[str, Score]
-    forward: Forward
-    watch: str  # a name in the records of the validation
-    sign: int  # 1 where a lower value is better, -1 where a higher one is
+_FAILED = 1 << 16  # larger than the number of any signal
 
 
 @dataclasses.dataclass
@@ -45,7 +41,11 @@ class Run:
     most_compilations: int
     keep: int
     log: Callable[[Record], None] | None
+    sharding: NamedSharding | None
 
+    processes: Processes = ALONE
+    ending: int = 0  # the signal, noticed by all processes, that ends the run
+    failure: OSError | None = None  # an error of this process that the others do not know yet
     folder: Path | None = None
     lock: Lock | None = None
     metrics: Metrics = dataclasses.field(default_factory=Metrics)
@@ -60,29 +60,52 @@ class Run:
     saved: tuple[int, int] = (0, 0)  # epoch and step of the last checkpoint
     started: float = dataclasses.field(default_factory=monotonic)  # minus earlier seconds
 
+    def place(self, folder: Path | None) -> None:
+        """Places the model and the optimizer on the devices, and finds the processes of the run."""
+        place_modules(self.sharding, self.model, self.optimizer)
+        arrays = jax.tree.leaves(nnx.state(self.model))
+        spread = not all(a.is_fully_addressable for a in arrays if isinstance(a, jax.Array))
+        if folder is not None and not spread and jax.process_count() > 1:
+            raise ValueError(
+                f"`fit(folder=...)` runs in {jax.process_count()} processes, each with a model of "
+                "its own. Pass `sharding=` to train one model together, or `folder=None`."
+            )
+        self.processes = Processes(together=spread)
+        if not self.processes.same(self._fingerprint()):
+            raise ValueError(
+                "`fit` needs the same model in every process: make it from the same seed."
+            )
+
     def open(self, folder: Path | None, resume: bool) -> None:
         """Starts a new run in a folder, or resumes the run in it."""
         if folder is None:
             return
         self.folder = folder / "checkpoints"
         path = folder / "metrics.jsonl"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _failure(f"The folder `{folder}` cannot be made", error) from error
-        _find(folder, resume)  # refuse before the lock's file is created
-        self._lock(folder)
-        found = _find(folder, resume)
-        checkpoints.tidy(self.folder)
-        if not found:
+        newest = -1
+        with self.processes.all_or_none("Opening the run"):
+            if self.processes.first:
+                self.lock, newest = claim(folder, resume)
+        newest = self.processes.largest(newest)
+        if newest < 0:
             self.save()  # fail now, not after an epoch, if the folder cannot be written to
-        try:
-            if found:
-                self._load(found[-1], path)
-            else:
-                self.metrics = Metrics(path)
-        except OSError as error:
-            raise _failure(f"The run in `{folder}` cannot be opened", error) from error
+        with self.processes.all_or_none("Opening the run"):
+            try:
+                if newest < 0:
+                    self.metrics = Metrics(path if self.processes.first else None)
+                else:
+                    self._load(newest, path)
+            except OSError as error:
+                raise restate(f"The run in `{folder}` cannot be opened", error) from error
+
+    def agree(self) -> None:
+        """Lets all processes notice a signal or an error of one at the same step."""
+        signal = self.signals.caught or 0
+        self.ending = self.processes.largest(signal if self.failure is None else _FAILED)
+        if self.ending == _FAILED:
+            raise self.failure or RuntimeError(
+                "The metrics were not written by another process, whose error says why."
+            )
 
     def close(self) -> None:
         self.metrics.close()
@@ -98,11 +121,12 @@ class Run:
     def train_epoch(self, save_every: int | None, validation: Iterable[Any] | None) -> None:
         """Trains on the rest of an epoch and validates; ends early after a signal."""
         for batch in self.source.left(self.epoch):
+            self.agree()
             # Save before a step, not after: the end of an epoch is saved with its validation.
             due = save_every and self.position and self.step % save_every == 0
-            if (due or self.signals.caught) and self.saved != (self.epoch, self.step):
+            if (due or self.ending) and self.saved != (self.epoch, self.step):
                 self.save()
-            if self.signals.caught:
+            if self.ending:
                 return
             self._train_step(batch)
             self.last = self.epoch, self.position, batch
@@ -119,38 +143,36 @@ class Run:
     def save(self) -> None:
         """Requires finite parameters, and writes a checkpoint if there is a folder."""
         for name, array in state.host(nnx.state(self.model, nnx.Param)).items():
-            if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
+            isfinite = jnp.isfinite if is_divided(array) else np.isfinite
+            if jnp.issubdtype(array.dtype, jnp.inexact) and not isfinite(array).all():
                 self._stop(f"`{name}` was not finite after step {self.step}")
         self.saved = self.epoch, self.step
         if self.folder is None:
             return
         notes = {name: getattr(self, name) for name in ("epoch", "position", "step", "best")}
         notes |= {"watch": self.scoring.watch, "sign": self.scoring.sign}
-        notes["seconds"] = monotonic() - self.started
-        notes["last"] = self.last and (*self.last[:2], state.digest(self.last[2]))
+        notes |= {"seconds": monotonic() - self.started, "last": None}
+        if self.last is not None:
+            epoch, number, batch = self.last
+            digest = state.digest(batch)
+            if not self.processes.same(int(digest[:7], 16)):
+                raise ValueError(
+                    f"`fit(data)` gave the processes different batches: number {number} of epoch "
+                    f"{epoch}. Give each the same whole batches, or join its rows by `join_rows`."
+                )
+            notes["last"] = epoch, number, digest
         arrays = state.host(self._state())
-        try:
-            self.metrics.sync()
-        except OSError as error:
-            raise _failure(f"The metrics of step {self.step} were not written", error) from error
+        with self.processes.all_or_none("Writing the metrics"):
+            try:
+                self.metrics.sync()
+            except OSError as error:
+                message = f"The metrics of step {self.step} were not written"
+                raise restate(message, error) from error
         notes["metrics"] = self.metrics.mark()
         with self.signals.uninterrupted():
-            checkpoints.save(self.folder, self.step, arrays, notes, self.keep)
+            checkpoints.save(self.folder, self.step, arrays, notes, self.keep, self.processes)
         # Continue from the saved arrays, as a resumed run does: they lack JAX's weak types.
         self._restore(state.device(self._state(), arrays))
-
-    def _lock(self, folder: Path) -> None:
-        try:
-            self.lock = Lock(folder)
-        except BlockingIOError as error:
-            failure = OSError(
-                f"Another run of `fit` is training in `{folder}`: wait for it to end, or pass "
-                "another `folder`. Nothing was changed."
-            )
-            failure.errno = error.errno
-            raise failure from None
-        except OSError as error:
-            raise _failure(f"The run in `{folder}` cannot be opened", error) from error
 
     def _train_step(self, batch: Any) -> None:
         shape = signature(batch)
@@ -162,9 +184,11 @@ class Run:
         self.shapes.add(shape)
         scoring = self.scoring
         metrics = tuple(scoring.metrics.items())
-        compiled, traces = compiled_step(scoring.loss, metrics, scoring.forward)
+        kept = placements(self.sharding, self.model, self.optimizer)
+        compiled, traces = compiled_step(scoring.loss, metrics, scoring.forward, kept)
         before = len(traces)
-        scores = jax.device_get(compiled(self.model, self.optimizer, batch))
+        placed = place_batch(batch, self.sharding)
+        scores = jax.device_get(compiled(self.model, self.optimizer, placed))
         self.compilations += len(traces) - before
         loss = float(scores["loss"])
         if not math.isfinite(loss):
@@ -182,6 +206,7 @@ class Run:
             loss=scoring.loss,
             metrics=scoring.metrics,
             forward=scoring.forward,
+            sharding=self.sharding,
         )
         if not math.isfinite(scores["loss"]):
             self._stop(f"the validation loss was {scores['loss']} after step {self.step}")
@@ -204,8 +229,11 @@ class Run:
         try:
             self.metrics.write(record)
         except OSError as error:
-            raise _failure(f"The metrics of step {self.step} were not written", error) from error
-        if self.log is not None:
+            failure = restate(f"The metrics of step {self.step} were not written", error)
+            if self.processes.count == 1:
+                raise failure from error
+            self.failure = failure
+        if self.log is not None and self.processes.first:
             self.log(record)
 
     def _stop(self, reason: str) -> NoReturn:
@@ -214,6 +242,13 @@ class Run:
         raise FloatingPointError(
             f"Training diverged: {reason}. Try a lower learning rate or clipped gradients.{rest}"
         )
+
+    def _fingerprint(self) -> int:
+        """A number of 28 bits for the model's arrays that each process holds whole."""
+        if self.processes.count == 1:
+            return 0
+        whole = {n: a for n, a in state.host(nnx.state(self.model)).items() if not is_divided(a)}
+        return int(state.digest(whole)[:7], 16)
 
     def _state(self) -> dict[str, Any]:
         now = {"model": nnx.state(self.model), "optimizer": nnx.state(self.optimizer)}
@@ -226,22 +261,23 @@ class Run:
         wanted = {"model": nnx.state(self.model), "optimizer": nnx.state(self.optimizer)}
         watched = self.scoring.watch, self.scoring.sign
 
-        def accept(notes: dict[str, Any], found: dict[str, list[Any]]) -> None:
+        def accept(notes: dict[str, Any], found: dict[str, list[Any]]) -> dict[str, Sharding]:
             if notes["best"] is not None:
                 wanted["best"] = state.weights(self.model)
             state.check_layout(path, checkpoints.layout(state.host(wanted)), found)
             if notes["best"] is not None and (notes["watch"], notes["sign"]) != watched:
                 raise ValueError(
                     f"The checkpoint `{path}` is of "
-                    f"`fit({_watching(notes['watch'], notes['sign'])})`, got "
-                    f"`{_watching(*watched)}`. Nothing was loaded."
+                    f"`fit({scoring.describe(notes['watch'], notes['sign'])})`, got "
+                    f"`{scoring.describe(*watched)}`. Nothing was loaded."
                 )
             if notes["last"] is not None:
                 self._check_data(path, *notes["last"])
+            return state.divided(wanted)
 
         arrays, notes = checkpoints.load(self.folder, step, accept)
         loaded = state.device(wanted, arrays)
-        self.metrics = Metrics(metrics, Mark(*notes["metrics"]))
+        self.metrics = Metrics(metrics, Mark(*notes["metrics"]), write=self.processes.first)
         self.epoch, self.position, self.step = notes["epoch"], notes["position"], notes["step"]
         self.best = notes["best"] and tuple(notes["best"])
         self.started = monotonic() - notes["seconds"]
@@ -261,29 +297,3 @@ class Run:
         nnx.update(self.model, saved["model"])
         nnx.update(self.optimizer, saved["optimizer"])
         self.best_weights = saved.get("best")
-
-
-def _find(folder: Path, resume: bool) -> list[int]:
-    """Checkpoints of the run in a folder; empty if there is no run."""
-    found = checkpoints.steps(folder / "checkpoints")
-    if found and not resume:
-        raise ValueError(
-            f"`{folder}` holds a run of {found[-1]} steps. Pass `resume=True` to continue it, or "
-            "another `folder`."
-        )
-    if not found and (folder / "metrics.jsonl").exists():
-        raise ValueError(
-            f"`{folder}` holds a `metrics.jsonl` but no checkpoint to resume from. Pass another "
-            "`folder`."
-        )
-    return found
-
-
-def _watching(watch: str, sign: int) -> str:
-    return f'watch="{watch}", better="{"lower" if sign > 0 else "higher"}"'
-
-
-def _failure(what: str, error: OSError) -> OSError:
-    failure = OSError(f"{what}: {error.strerror}. What was there before is untouched.")
-    failure.errno = error.errno or errno.EIO
-    return failure

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+import jax
+
 
 class Signals:
     """A context that records SIGINT and SIGTERM where they would have ended the process.
@@ -52,11 +54,14 @@ class Signals:
         finally:
             self._saving = False
 
-    def end(self, sentence: str) -> None:
-        """Ends the process or the call in the way that the caught signal would have."""
-        if self.caught == signal.SIGINT:
-            raise KeyboardInterrupt(sentence)
-        if self.caught == signal.SIGTERM:
-            print(sentence, file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            signal.raise_signal(signal.SIGTERM)
+
+def end(number: int, sentence: str) -> None:
+    """Ends the process or the call in the way that a signal would have; 0 is no signal."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt(sentence)
+    if number == signal.SIGTERM:
+        print(sentence, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # or the others would report that this process is gone
+        signal.raise_signal(signal.SIGTERM)

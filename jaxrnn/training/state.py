@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Sharding
+
+from jaxrnn import sharding
 
 
 def weights(model: nnx.Module) -> Any:
@@ -28,11 +31,14 @@ def named(tree: Any) -> dict[str, Any]:
     return named
 
 
-def host(tree: Any) -> dict[str, np.ndarray]:
-    return {name: np.asarray(_data(leaf)) for name, leaf in named(tree).items()}
+def host(tree: Any) -> dict[str, Any]:
+    """Arrays of a tree in NumPy; those divided over processes stay as they are."""
+    arrays = {name: numbers(leaf) for name, leaf in named(tree).items()}
+    return {name: a if sharding.is_divided(a) else np.asarray(a) for name, a in arrays.items()}
 
 
-def _data(leaf: Any) -> Any:
+def numbers(leaf: Any) -> Any:
+    """The array itself, or the words of random keys."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
@@ -40,19 +46,32 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def device(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The tree with the given arrays, each on the device of the array that it replaces."""
+def device(tree: Any, arrays: Mapping[str, Any]) -> Any:
+    """The tree with the given arrays, each on the devices of the array that it replaces."""
 
-    def place(old: Any, new: np.ndarray) -> Any:
+    def replace(old: Any, new: Any) -> Any:
         if isinstance(old, np.ndarray):
             return new
-        array = jnp.asarray(new)
-        if _is_key(old):
-            array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(old))
-        return jax.device_put(array, old.sharding) if old.committed else array
+        return place(old, new, old.sharding if old.committed else None)
 
-    leaves = [place(old, arrays[name]) for name, old in named(tree).items()]
+    leaves = [replace(old, arrays[name]) for name, old in named(tree).items()]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def place(like: Any, new: Any, placement: Sharding | None) -> jax.Array:
+    """A new array with the kind of another, random keys included, at a placement."""
+    if sharding.is_divided(new):
+        return new.astype(new.dtype)  # without JAX's weak type
+    array = jnp.asarray(new) if placement is None else sharding.put(new, placement)
+    return (
+        jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array
+    )
+
+
+def divided(tree: Any) -> dict[str, Sharding]:
+    """Placements of the arrays of a tree that are divided over processes, by their paths."""
+    arrays = named(tree).items()
+    return {name: leaf.sharding for name, leaf in arrays if sharding.is_divided(leaf)}
 
 
 def check_layout(path: Path, wanted: dict[str, list[Any]], found: dict[str, list[Any]]) -> None:
@@ -73,7 +92,7 @@ def digest(batch: Any) -> str:
     """SHA-256 of all arrays of a batch, with their names, dtypes and shapes."""
     digest = hashlib.sha256()
     for name, value in named(batch).items():
-        array = np.asarray(_data(value), order="C")
+        array = np.asarray(sharding.fetch(numbers(value)), order="C")
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

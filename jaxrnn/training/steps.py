@@ -10,10 +10,13 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from jax.sharding import NamedSharding
 
-from jaxrnn.training import state
+from jaxrnn.sharding import fetch
+from jaxrnn.training import placement, state
 from jaxrnn.training.batches import as_arrays, as_batch, rows, shapes, true_steps
 from jaxrnn.training.losses import cross_entropy
+from jaxrnn.training.placement import keep_placements, place_batch
 
 Score: TypeAlias = Callable[[Any, Any], Any]  # (outputs, batch) -> scalar
 Forward: TypeAlias = Callable[[Any, Any], Any]  # (model, batch) -> outputs
@@ -136,15 +139,23 @@ def train_step(
 
 @functools.lru_cache(maxsize=32)
 def compiled_step(
-    loss: Score, metrics: tuple[tuple[str, Score], ...], forward: Forward
+    loss: Score,
+    metrics: tuple[tuple[str, Score], ...],
+    forward: Forward,
+    kept: tuple[Any, ...] = (),
 ) -> tuple[Callable[..., dict[str, Array]], list[None]]:
-    """The compiled training step, and a list that grows with each compilation."""
+    """The compiled training step, and a list that grows with each compilation.
+
+    It leaves the model and the optimizer at the placements `kept`; see `placement.placements`.
+    """
     traces: list[None] = []
 
     @nnx.jit
     def step(model: nnx.Module, optimizer: nnx.Optimizer, batch: Any) -> dict[str, Array]:
         traces.append(None)
-        return update(model, optimizer, batch, loss, metrics, forward)[0]
+        scores, _ = update(model, optimizer, batch, loss, metrics, forward)
+        keep_placements(kept, model, optimizer)
+        return scores
 
     return step, traces
 
@@ -202,7 +213,11 @@ def _copy(state: Any) -> Any:
 
 
 def predict(
-    model: nnx.Module, batches: Iterable[Any], *, forward: Forward = forward
+    model: nnx.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Forward = forward,
+    sharding: NamedSharding | None = None,
 ) -> np.ndarray | Any:
     """Outputs for every row of every batch, in order, in evaluation mode.
 
@@ -212,6 +227,8 @@ def predict(
         model: the model to call.
         batches: any pytrees of arrays.
         forward: function of the model and a batch that returns the outputs.
+        sharding: placement of the rows, as in `fit`. In several processes each one gets all
+            outputs.
 
     Returns:
         The outputs as NumPy arrays, joined along their first axis.
@@ -228,9 +245,10 @@ def predict(
         >>> training.predict(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), [batch, batch]).shape
         (4, 3)
     """
+    _check_sharding("predict", sharding)
     run = _compiled_evaluation((), forward, outputs=True)
     batches = [as_arrays(batch) for batch in batches]
-    results = [jax.tree.map(np.asarray, run(model, batch)) for batch in batches]
+    results = [jax.tree.map(fetch, run(model, place_batch(batch, sharding))) for batch in batches]
     if not results:
         raise ValueError("`predict` got no batches.")
     if len(results) == 1:
@@ -253,6 +271,7 @@ def evaluate(
     loss: Score = cross_entropy,
     metrics: Mapping[str, Score] | None = None,
     forward: Forward = forward,
+    sharding: NamedSharding | None = None,
 ) -> dict[str, float]:
     """Loss and metrics over all batches, in evaluation mode.
 
@@ -263,6 +282,7 @@ def evaluate(
     Args:
         model: the model to evaluate; its own mode is unchanged.
         batches, loss, metrics, forward: as in `train_step`.
+        sharding: placement of the rows, as in `fit`.
 
     Returns:
         The loss and the metrics by name.
@@ -282,10 +302,11 @@ def evaluate(
         >>> round(scores["accuracy"], 4)
         0.6667
     """
+    _check_sharding("evaluate", sharding)
     run = _compiled_evaluation((("loss", loss), *named(metrics)), forward, outputs=False)
     values, steps, counts = [], [], []
     for batch in map(as_arrays, batches):
-        values.append(jax.device_get(run(model, batch)))
+        values.append(jax.device_get(run(model, place_batch(batch, sharding))))
         steps.append(true_steps(batch))
         counts.append(rows(batch))
     if not values:
@@ -299,6 +320,11 @@ def evaluate(
         return first + sum(w * (v - first) for w, v in zip(shares[1:], rest, strict=True))
 
     return {name: mean(name) for name in ("loss", *(metrics or {}))}
+
+
+def _check_sharding(call: str, sharding: NamedSharding | None) -> None:
+    if sharding is not None:
+        placement.check(f"{call}(sharding)", sharding)
 
 
 @functools.lru_cache(maxsize=32)

@@ -30,10 +30,10 @@ MAY_IMPORT = {
     "modules": {"cells", "strategies", "layers", "checks"},
     "models": {"cells", "strategies", "layers", "checks", "modules"},
     "files": set(),
-    "interchange": {"files"},
+    "interchange": {"files", "sharding"},
     "testing": {"interchange"},
     "data": set(),
-    "training": {"data", "interchange", "files", "layers"},
+    "training": {"data", "interchange", "files", "layers", "sharding"},
 }
 FOREIGN = {"torch", "matplotlib", "tqdm", "tyro", "sktime", "torch_ref"}
 

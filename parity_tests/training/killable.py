@@ -4,17 +4,14 @@ Importing JAX takes most of such a short run, so the server imports it once and 
 The server starts no backend, because JAX's threads would not survive the fork.
 """
 
-import json
 import os
-import signal
-import sys
-import traceback
 
 import numpy as np
 import optax
 from flax import nnx
 from jax import config
 
+from forks import die_at, serve
 from jaxrnn import GRU, data, training
 
 EPOCHS = 10
@@ -60,20 +57,6 @@ def train(folder, log=None, **options):
     return model, history
 
 
-def die_at(name, call):
-    """Makes the process kill itself at the given call, counted from 1, of a function of `os`."""
-    original = getattr(os, name)
-    left = [call]
-
-    def deadly(*args, **kwargs):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
-
-    setattr(os, name, deadly)
-
-
 def work(job):
     config.update("jax_compilation_cache_dir", job["cache"])
     config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -95,25 +78,5 @@ def work(job):
     os.rename(job["folder"] + "/partial.npz", job["folder"] + "/result.npz")
 
 
-def serve():
-    """For each line of JSON, prints the child's pid, `now` after `tell` records, the exit code."""
-    import orbax.checkpoint  # noqa: F401  once, instead of in each child
-
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                signal.alarm(600)  # ends a fork that hangs, but not one on a busy machine
-                os.write(1, f"{os.getpid()}\n".encode())
-                work(json.loads(line))
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            os._exit(code)
-        _, status = os.waitpid(child, 0)
-        os.write(1, f"{os.waitstatus_to_exitcode(status)}\n".encode())
-
-
 if __name__ == "__main__":
-    serve()
+    serve(work)

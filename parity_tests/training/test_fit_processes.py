@@ -133,8 +133,10 @@ def test_the_callers_own_handlers_are_kept(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_several_processes_are_refused_before_the_first_step(tmp_path, monkeypatch):
+def test_processes_with_models_of_their_own_are_refused_before_the_first_step(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"runs in one process, and 2 are started\. Pass `folder="):
+    with pytest.raises(ValueError, match=r"runs in 2 processes, each with a model of its own\."):
         fit(tmp_path)
     assert not any(tmp_path.iterdir())

@@ -5,62 +5,22 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from forks import KILLED, Server
 from jaxrnn.training import checkpoints
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
 KILLS = 24
-KILLED = -signal.SIGKILL
-
-
-class Server:
-    """`killable.py` as a server that imports JAX once and forks for each run."""
-
-    def __init__(self, cache):
-        self.cache = str(cache)
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("killable.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"},
-        )
-
-    def start(self, folder, **job):
-        self.process.stdin.write(
-            json.dumps({"folder": str(folder), "cache": self.cache, **job}) + "\n"
-        )
-        self.process.stdin.flush()
-        return int(self.line())
-
-    def line(self):
-        line = self.process.stdout.readline().strip()
-        assert line, "the server has died"
-        return line
-
-    def finish(self):
-        """Exit code of the run."""
-        while (line := self.line()) == "now":
-            pass
-        return int(line)
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("cache"))
+    server = Server("killable.py", tmp_path_factory.mktemp("cache"))
     yield server
     server.close()
 
