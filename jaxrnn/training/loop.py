@@ -193,7 +193,8 @@ def fit(
                 if until is not None and run.processes.largest(bool(until(run.metrics.records))):
                     break
                 run.train_epoch(save_every, validation)
-                if run.epoch % save_epochs == 0 and not run.position:
+                ended = not run.position and not run.ending
+                if ended and run.epoch % save_epochs == 0:
                     run.save()
             run.agree()
             if run.saved != (run.epoch, run.step):

@@ -118,6 +118,22 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_one_sentence(number, moment, 
     assert fit(tmp_path, seed=5) == fit(None)
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_signal_before_the_first_step_of_an_epoch(epoch, tmp_path):
+    def batches(number):
+        if number == epoch:
+            signal.raise_signal(signal.SIGINT)
+        return SMALL
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match=f"Stopped after step {3 * epoch}"):
+            training.fit(*start(), batches, epochs=4, folder=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert fit(tmp_path, seed=5) == fit(None)
+
+
 def test_the_callers_own_handlers_are_kept(tmp_path):
     def mine(*_):
         raise AssertionError
