@@ -20,8 +20,8 @@ F64 = {"param_dtype": jnp.float64}
 
 LAYERS = {
     "RNN": partial(jaxrnn.RNN, I, H, **F64),
-    "GRU": partial(jaxrnn.GRU, I, H, num_layers=2, bidirectional=True, **F64),
-    "LSTM": partial(jaxrnn.LSTM, I, H, num_layers=2, bidirectional=True, proj_size=2, **F64),
+    "GRU": partial(jaxrnn.GRU, I, H, num_layers=2, **F64),
+    "LSTM": partial(jaxrnn.LSTM, I, H, bidirectional=True, proj_size=2, **F64),
 }
 every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
 both_ways = pytest.mark.parametrize("closed_over", [False, True], ids=["argument", "closed over"])
