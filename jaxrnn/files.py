@@ -94,7 +94,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Non
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        _sync_directory(os.path.dirname(target))
+        sync_directory(os.path.dirname(target))
     except OSError as error:
         error.filename, error.filename2 = path, None
         raise
@@ -265,7 +265,7 @@ def _mode(target: str) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _sync_directory(directory: str) -> None:
+def sync_directory(directory: str | os.PathLike[str]) -> None:
     """Make a renaming in the directory durable, on systems that can open directories."""
     if os.name == "nt":
         return

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 from jax.sharding import Sharding
 
+from jaxrnn.files import sync_directory
 from jaxrnn.training.processes import ALONE, Processes
 
 _FORMAT = 2
@@ -38,7 +39,7 @@ def save(
     keep: int,
     processes: Processes = ALONE,
 ) -> None:
-    """Writes `folder/<step>`, then removes all but the newest `keep` checkpoints.
+    """Write `folder/<step>`, then remove all but the newest `keep` checkpoints.
 
     Each process writes its own parts of arrays that are divided over processes, and the first one
     writes everything else. The notes are those of the first process.
@@ -81,7 +82,7 @@ def save(
 def _finish(
     partial: Path, target: Path, arrays: dict[str, list[Any]], notes: Mapping[str, Any]
 ) -> None:
-    """Writes the manifest, makes everything durable and gives the checkpoint its name."""
+    """Write the manifest, make everything durable and give the checkpoint its name."""
     manifest = {
         "format": _FORMAT,
         "arrays": arrays,
@@ -92,9 +93,9 @@ def _finish(
     (partial / "manifest.json").write_text(f"{text}\n{_sha256(text.encode())}\n")
     _digest(partial / "manifest.json", sync=True)
     for directory, _, _ in os.walk(partial):
-        _sync_directory(directory)
+        sync_directory(directory)
     os.rename(partial, target)
-    _sync_directory(target.parent)
+    sync_directory(target.parent)
 
 
 def steps(folder: Path) -> list[int]:
@@ -107,7 +108,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def tidy(folder: Path) -> None:
-    """Removes files that a killed process left half written or half removed."""
+    """Remove files that a killed process left half written or half removed."""
     for path in folder.glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -176,7 +177,7 @@ def layout(arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def _check_space(folder: Path, arrays: Mapping[str, Any]) -> None:
-    """Raises before a full disk makes TensorStore's threads print errors of their own."""
+    """Raise before a full disk makes TensorStore's threads print errors of their own."""
     needed = sum(array.nbytes for array in arrays.values()) + _OVERHEAD
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -257,19 +258,8 @@ def _sha256(data: bytes) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Removes an old checkpoint, or leaves it if that fails: the new one is already written."""
+    """Remove an old checkpoint, or leave it if that fails: the new one is already written."""
     doomed = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):
         os.rename(path, doomed)
         shutil.rmtree(doomed)
-
-
-def _sync_directory(directory: str | Path) -> None:
-    """Makes a renaming in the directory durable, on systems that can open directories."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

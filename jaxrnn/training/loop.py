@@ -72,7 +72,7 @@ def fit(
     log: Callable[[Record], None] | None = None,
     sharding: NamedSharding | None = None,
 ) -> History:
-    """Trains a model in place; with a `folder`, the run can be killed and resumed exactly.
+    """Train a model in place; with a `folder`, the run can be killed and resumed exactly.
 
     The folder holds `metrics.jsonl`, with one line for each record of the `History`, and
     `checkpoints`, each with the whole state: the parameters, the optimizer's state, the dropout

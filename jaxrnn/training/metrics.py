@@ -59,7 +59,7 @@ class Metrics:
             raise
 
     def write(self, record: Record) -> None:
-        """Appends a record."""
+        """Append a record."""
         self.records.append(record)
         if self._descriptor is None:
             return
@@ -74,7 +74,7 @@ class Metrics:
         return Mark(self._size, self._hash.hexdigest())
 
     def sync(self) -> None:
-        """Makes the written data survive a loss of power."""
+        """Make the written data survive a loss of power."""
         if self._descriptor is not None:
             os.fsync(self._descriptor)
 

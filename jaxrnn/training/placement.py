@@ -66,7 +66,7 @@ def place_batch(batch: Any, placement: NamedSharding | None) -> Any:
 
 
 def place_modules(placement: NamedSharding | None, *modules: Any) -> None:
-    """Copies arrays that are not on the devices yet to each of them."""
+    """Copy arrays that are not on the devices yet to each of them."""
     if placement is None:
         return
     whole = NamedSharding(placement.mesh, PartitionSpec())
@@ -108,7 +108,7 @@ def keep_placements(kept: tuple[Any, ...], *modules: Any) -> None:
 
 
 def check(call: str, placement: Any) -> None:
-    """Requires a placement that divides rows and nothing else.
+    """Require a placement that divides rows and nothing else.
 
     Raises:
         ValueError: for any other placement.

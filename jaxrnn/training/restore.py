@@ -16,7 +16,7 @@ def load(
     model: nnx.Module,
     which: Literal["best", "last"] = "best",
 ) -> None:
-    """Loads the weights of a run of `fit` into a model, without an optimizer.
+    """Load the weights of a run of `fit` into a model, without an optimizer.
 
     All of the model's state is read, including batch statistics, except for the dropout counters.
 

@@ -77,7 +77,7 @@ class Run:
             )
 
     def open(self, folder: Path | None, resume: bool) -> None:
-        """Starts a new run in a folder, or resumes the run in it."""
+        """Start a new run in a folder, or resume the run in it."""
         if folder is None:
             return
         self.folder = folder / "checkpoints"
@@ -119,7 +119,7 @@ class Run:
         return self.epoch - self.best[0] > patience
 
     def train_epoch(self, save_every: int | None, validation: Iterable[Any] | None) -> None:
-        """Trains on the rest of an epoch and validates; ends early after a signal."""
+        """Train on the rest of an epoch and validate; end early after a signal."""
         for batch in self.source.left(self.epoch):
             self.agree()
             # Save before a step, not after: the end of an epoch is saved with its validation.
@@ -141,7 +141,7 @@ class Run:
         self.epoch, self.position = self.epoch + 1, 0
 
     def save(self) -> None:
-        """Requires finite parameters, and writes a checkpoint if there is a folder."""
+        """Require finite parameters, and write a checkpoint if there is a folder."""
         for name, array in state.host(nnx.state(self.model, nnx.Param)).items():
             isfinite = jnp.isfinite if is_divided(array) else np.isfinite
             if jnp.issubdtype(array.dtype, jnp.inexact) and not isfinite(array).all():
@@ -198,7 +198,7 @@ class Run:
         self._write({name: scores[name] for name in order if name in scores})
 
     def _validate(self, batches: Iterable[Any]) -> None:
-        """Evaluates at the end of an epoch, and keeps the weights if they are the best so far."""
+        """Evaluate at the end of an epoch, and keep the weights if they are the best so far."""
         scoring = self.scoring
         scores = evaluate(
             self.model,
@@ -255,7 +255,7 @@ class Run:
         return now if self.best is None else {**now, "best": self.best_weights}
 
     def _load(self, step: int, metrics: Path) -> None:
-        """Reads and checks everything before changing anything."""
+        """Read and check everything before changing anything."""
         assert self.folder is not None
         path = self.folder / str(step)
         wanted = {"model": nnx.state(self.model), "optimizer": nnx.state(self.optimizer)}

@@ -56,7 +56,7 @@ class Signals:
 
 
 def end(number: int, sentence: str) -> None:
-    """Ends the process or the call in the way that a signal would have; 0 is no signal."""
+    """End the process or the call in the way that a signal would have; 0 is no signal."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt(sentence)
     if number == signal.SIGTERM:

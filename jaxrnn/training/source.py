@@ -34,7 +34,7 @@ class Source:
         return map(as_arrays, self._open)
 
     def seek(self, epoch: int, number: int) -> Any | None:
-        """Moves to just after one batch and returns that batch; None if there is none."""
+        """Move to just after one batch and return that batch; None if there is none."""
         self._begin(epoch)
         return next(map(as_arrays, islice(self._open, number, None)), None)
 

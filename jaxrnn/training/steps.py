@@ -66,7 +66,7 @@ def clip_grad_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def forward(model: Any, batch: Any) -> Any:
-    """Calls a model on a batch: `model(inputs)`, with `lengths=lengths` if the batch has lengths.
+    """Call a model on a batch: `model(inputs)`, with `lengths=lengths` if the batch has lengths.
 
     Args:
         model: the model to call.
@@ -97,7 +97,7 @@ def train_step(
     metrics: Mapping[str, Score] | None = None,
     forward: Forward = forward,
 ) -> dict[str, Array]:
-    """Runs one training step, which updates the model and the optimizer in place.
+    """Run one training step, which updates the model and the optimizer in place.
 
     An optimizer that needs more than the gradient is given `value`, `grad`, `value_fn`, `grad_fn`
     and `obj_fn` of the same batch and the same random numbers.

@@ -17,7 +17,7 @@ CarryForward: TypeAlias = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def carry_forward(model: Any, batch: Any, state: Any) -> tuple[Any, Any]:
-    """Calls a model on a batch's inputs from a state: `model(inputs, state)`.
+    """Call a model on a batch's inputs from a state: `model(inputs, state)`.
 
     A batch with lengths is called as `model(inputs, state, lengths=lengths)`.
 
@@ -33,7 +33,7 @@ def carry_forward(model: Any, batch: Any, state: Any) -> tuple[Any, Any]:
 
 
 def segments(batch: Any, steps: int, *, axis: int = 1) -> Iterator[Any]:
-    """Splits every array of a batch along time into segments; the last one may be shorter.
+    """Split every array of a batch along time into segments; the last one may be shorter.
 
     Args:
         batch: any pytree of arrays with the same number of steps.
