@@ -36,8 +36,8 @@ def join_rows(batch: Any, placement: NamedSharding) -> Any:
         >>> mesh = jax.make_mesh((1,), ("data",))
         >>> batch = data.Batch(np.zeros((2, 3, 4)), np.array([0, 1]), np.array([3, 2]))
         >>> joined = training.join_rows(batch, NamedSharding(mesh, PartitionSpec("data")))
-        >>> joined.inputs.shape, joined.labels.sharding.spec
-        ((2, 3, 4), PartitionSpec('data',))
+        >>> joined.inputs.shape, tuple(joined.labels.sharding.spec)
+        ((2, 3, 4), ('data',))
     """
     check("join_rows(batch, placement)", placement)
     return jax.tree.map(
