@@ -12,7 +12,7 @@ KERNEL := $(shell find jaxrnn/native -name '*.cc' -o -name '*.h' -o -name '*.cuh
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-newest test-gpu check-cuda bench docs lint format parity rates sanitize check-aarch64 wheel clean
+.PHONY: demo test test-fast test-isa test-newest test-gpu check-cuda bench docs lint format parity rates sanitize check-aarch64 wheel clean
 
 demo: $(VENV)/run
 	$(BIN)/python examples/spoken_vowels.py
@@ -23,6 +23,12 @@ test: $(VENV)/test
 # The core, for the inner loop: each test marked `core`.
 test-fast: $(VENV)/test
 	$(PYTEST) -m core
+
+# The core with XLA and oneDNN limited to older instruction sets; the kernel's own builds are compared
+# by the tests wherever they run.
+test-isa: $(VENV)/test
+	XLA_FLAGS=--xla_cpu_max_isa=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m core
+	XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m core
 
 # The newest releases of every dependency on the newest Python, without PyTorch. TESTS= runs everything.
 TESTS ?= -m core
