@@ -1,6 +1,7 @@
 """`jaxrnn.training` against `torch_ref.training`: scores, one step, many steps, evaluation."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -257,9 +258,15 @@ def test_narrow_labels_and_lengths_do_not_wrap(dtype):
     assert float(training.masked_mean(values, lengths)) == 1.0
 
 
-def test_means_of_many_steps_in_float16_and_bfloat16():
+@pytest.mark.skipif(
+    "SSE4_2" in os.environ.get("XLA_FLAGS", ""), reason="XLA converts no float16 without AVX"
+)
+def test_the_mean_of_many_steps_in_float16():
     lengths = np.array([70_000])
     assert float(training.masked_mean(jnp.ones((1, 70_000), jnp.float16), lengths)) == 1.0
+
+
+def test_the_mean_of_many_steps_in_bfloat16():
     logits = jnp.zeros((3, 257, 2), jnp.bfloat16).at[:, :, 1].set(1)
     labels = jnp.ones((3, 257), jnp.int32).at[0, 0].set(0)
     got = training.accuracy(logits, data.Batch(logits, labels, np.array([257] * 3)))
