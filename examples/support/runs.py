@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxrnn import training
 
 METRICS = "metrics.jsonl"
@@ -74,6 +76,8 @@ def fit(folder: Path, resumed: bool, *arguments: Any, **settings: Any) -> traini
         if str(error):  # there is none after a second Ctrl-C
             sentence = str(error).replace("`fit(..., resume=True)`", "--resume")
             print(sentence, file=sys.stderr, flush=True)
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # or the others would report that this process is gone
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
         raise  # where the signal does not end a process
