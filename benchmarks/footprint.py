@@ -32,7 +32,7 @@ def measure(peer: str, point: Point) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def _resident(field: str) -> float:
+def resident(field: str) -> float:
     """Value in MiB of `VmRSS` (current size) or `VmHWM` (peak since the last reset)."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
@@ -55,9 +55,9 @@ def main() -> None:
         return
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     result = peer()
-    report = {"mib": _resident("VmHWM") - before}
+    report = {"mib": resident("VmHWM") - before}
     if planned is not None:
         report["xla_mib"] = (planned.temp_size_in_bytes + planned.output_size_in_bytes) / MIB
     del result

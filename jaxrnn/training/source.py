@@ -1,7 +1,7 @@
 """Batches of a run in order, from a function of the epoch or from any iterable."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -35,14 +35,19 @@ class Source:
 
     def seek(self, epoch: int, number: int) -> Any | None:
         """Move to just after one batch and return that batch; None if there is none."""
-        self._begin(epoch)
-        return next(map(as_arrays, islice(self._open, number, None)), None)
+        self._begin(epoch, number)
+        return next(map(as_arrays, self._open), None)
 
-    def _begin(self, epoch: int) -> None:
+    def _begin(self, epoch: int, start: int = 0) -> None:
+        """Open an epoch at one of its batches; a sequence is not read up to there."""
         if callable(self._data):
-            self._open = islice(iter(self._data(epoch)), self._epoch_steps)
+            found, end = self._data(epoch), self._epoch_steps
+            if isinstance(found, Sequence):
+                self._open = map(found.__getitem__, range(len(found))[start:end])
+            else:
+                self._open = islice(iter(found), start, end)
         else:
             for _ in range(self._next, epoch):
                 deque(islice(iter(self._data), self._epoch_steps), maxlen=0)
-            self._open = islice(iter(self._data), self._epoch_steps)
+            self._open = islice(iter(self._data), start, self._epoch_steps)
         self._next = epoch + 1

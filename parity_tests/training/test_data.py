@@ -204,3 +204,70 @@ def test_invalid_labels_are_refused(labels, message):
 def test_labels_without_an_order_are_refused(labels):
     with pytest.raises(ValueError, match="labels in the order of the sequences"):
         data.batches([[1, 2], [3]], labels, 2)
+
+
+class Disk:
+    """Rows that are counted when they are read."""
+
+    def __init__(self, lengths):
+        self.rows = sequences(lengths)
+        self.read = []
+
+    def __getitem__(self, number):
+        self.read.append(number)
+        return self.rows[number], number
+
+
+@given(bucketed(), st.integers(1, 5), SEEDS)
+def test_batches_that_are_read_equal_those_in_memory(case, size, seed):
+    lengths, edges = case
+    source = Disk(lengths)
+    found = data.read_batches(source, lengths, size, seed=seed, buckets=edges)
+    wanted = data.batches(
+        sequences(lengths), np.arange(len(lengths)), size, seed=seed, buckets=edges
+    )
+    assert source.read == []
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert all(map(np.array_equal, ours, theirs))
+        assert [a.dtype for a in ours] == [a.dtype for a in theirs]
+    assert sorted(source.read) == list(range(len(lengths)))
+
+
+def test_labels_of_each_step_are_padded_and_slices_are_read():
+    source = [(np.ones((n, 2)), np.arange(n)) for n in (1, 3, 2)]
+    found = data.read_batches(source, [1, 3, 2], 2, per_step=True)
+    assert [batch.labels.tolist() for batch in found[:2]] == [
+        [[0, -1, -1], [0, 1, 2]],
+        [[0, 1, -1]],
+    ]
+    assert found[-1].labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shards_are_equal_parts_of_the_rows(count):
+    lengths = np.arange(1, 12)
+    whole = data.read_batches(Disk(lengths), lengths, 6, seed=0)
+    parts = [
+        data.read_batches(Disk(lengths), lengths, 6, seed=0, shard=(n, count)) for n in range(count)
+    ]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        joined = np.concatenate([share.labels for share in shares])
+        assert len({len(share.labels) for share in shares}) == 1
+        assert joined.tolist() == batch.labels[: len(joined)].tolist()
+        assert len(joined) > len(batch.labels) - count
+
+
+def test_reading_refuses_wrong_lengths_and_shards():
+    with pytest.raises(ValueError, match=r"says that sequence 1 has 2 steps, and it has 3"):
+        data.read_batches([(np.ones(1), 0), (np.ones(3), 0)], [1, 2], 2)[0]
+    with pytest.raises(ValueError, match=r"needs 0 <= index < count, got \(2, 2\)"):
+        data.read_batches([], [1], 1, shard=(2, 2))
+
+
+def test_grain_reads_the_batches_ahead():
+    grain = pytest.importorskip("grain")
+    lengths = np.array([1, 3, 2, 5])
+    found = data.read_batches(Disk(lengths), lengths, 2, seed=0)
+    ahead = grain.MapDataset.source(found).to_iter_dataset(grain.ReadOptions(num_threads=2))
+    assert [batch.labels.tolist() for batch in ahead] == [batch.labels.tolist() for batch in found]

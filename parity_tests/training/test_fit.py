@@ -625,3 +625,48 @@ def test_the_digest_depends_on_shape_dtype_and_name():
     batches = [array, array.reshape(2, 3), array.reshape(3, 2), array.view(np.uint32)]
     batches += [{"a": array}, {"b": array}, (array[:3], array[3:])]
     assert len({state.digest(batch) for batch in batches}) == len(batches)
+
+
+class Disk:
+    """Rows that are noted when they are read."""
+
+    def __init__(self):
+        self.read = []
+
+    def __getitem__(self, number):
+        self.read.append(number)
+        return np.full((2, 3), number, np.float32), number % 3
+
+
+def first_step(model, batch):
+    return model(batch.inputs[:, 0])
+
+
+def test_a_run_resumes_at_its_batch_without_reading_those_before(tmp_path):
+    disk = Disk()
+    order = [int(n) for items, _ in data.plan([2] * 12, 2, seed=(0, 0)) for n in items]
+
+    def train(log=None):
+        model = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+        training.fit(
+            model,
+            nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param),
+            lambda epoch: data.read_batches(disk, [2] * 12, 2, seed=(0, epoch)),
+            epochs=1,
+            forward=first_step,
+            folder=tmp_path,
+            resume=True,
+            save_every=2,
+            log=log,
+        )
+
+    def stop(record):
+        if record["step"] == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(stop)
+    assert disk.read == order[:10]
+    disk.read = []
+    train()
+    assert disk.read == order[6:]  # after the checkpoint of step 4, whose last batch is compared
