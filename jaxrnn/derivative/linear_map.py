@@ -21,7 +21,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxrnn.sharding import needs_devices
+from jaxrnn.sharding import needs_devices, result_types, shapes_like, without_variation
 
 Tree = Any
 
@@ -48,7 +48,12 @@ class LinearMap:
 
     def transposed(self, fixed: Tree, like: Tree, cotangents: Tree) -> Tree:
         """Cotangents of the operands, by transposing `plain`. Not to be overridden."""
-        return jax.linear_transpose(partial(self.plain, fixed), like)(cotangents)[0]
+        return transpose(partial(self.plain, fixed), like, cotangents)
+
+
+def transpose(run: Callable[[Tree], Tree], like: Tree, cotangents: Tree) -> Tree:
+    """Cotangents of the argument of a linear function; `like` has its shapes and dtypes."""
+    return jax.linear_transpose(run, shapes_like(like, cotangents))(cotangents)[0]
 
 
 def apply(linear_map: LinearMap, fixed: Tree, operands: Tree) -> Tree:
@@ -111,9 +116,10 @@ class _Call(NamedTuple):
 
 
 def _call(linear_map: LinearMap, structure: Any, fixed: Sequence[Any], operands: Tree) -> _Call:
-    tree = jax.tree.unflatten(structure, fixed)
-    results = jax.eval_shape(linear_map.plain, tree, operands)
-    return _Call(linear_map, structure, _Shapes.of(operands), _Shapes.of(results), needs_devices())
+    like, shapes = _Shapes.of(jax.tree.unflatten(structure, fixed)), _Shapes.of(operands)
+    arguments = like.unflatten(like.leaves), shapes.unflatten(shapes.leaves)
+    results = _Shapes.of(jax.eval_shape(linear_map.plain, *arguments))
+    return _Call(linear_map, structure, shapes, results, needs_devices())
 
 
 def _push(way: str, *leaves: Any, call: _Call) -> list[Any]:
@@ -219,12 +225,18 @@ def _primitive(
     primitive = Primitive(name)
     primitive.multiple_results = True
 
-    def abstract(*_: Any, call: _Call) -> list[Any]:
-        return [jax.core.ShapedArray(s.shape, s.dtype) for s in getattr(call, shapes).leaves]
+    def abstract(*arguments: Any, call: _Call) -> list[Any]:
+        return result_types(getattr(call, shapes).leaves, arguments)
+
+    lower_traced = mlir.lower_fun(run, multiple_results=True)
+
+    def lower(context: Any, *arguments: Any, call: _Call) -> Any:
+        context = context.replace(avals_in=without_variation(context.avals_in))
+        return lower_traced(context, *arguments, call=call)
 
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(jax.jit(run, static_argnames="call"))
-    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=True))
+    mlir.register_lowering(primitive, lower)
     ad.primitive_jvps[primitive] = partial(_jvp, primitive, plain)
     batching.primitive_batchers[primitive] = partial(_batch, primitive)
     return primitive

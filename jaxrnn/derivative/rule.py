@@ -50,6 +50,9 @@ class Recurrence:
     transposable: bool = False
     """True if JAX can transpose and differentiate `push_saving`, which then replaces `push`."""
 
+    local: bool = False
+    """True if `run` and `pull` are custom primitives, which run on the rows of each device."""
+
     saves_steps: bool = True
     """True if `run` saves nothing, or only arrays with one entry for each step, (T, B, ·)."""
 
@@ -88,15 +91,11 @@ class Recurrence:
 
     def pull(self, fixed: Fixed, like: Any, cotangents: Tangents) -> Operands:
         """Adjoint of A. `like` has the operands' shapes, and None for cotangents not needed."""
-        return transpose(partial(self.push, fixed), like, cotangents)
+        return linear_map.transpose(partial(self.push, fixed), like, cotangents)
 
     def pull_with_info(self, fixed: Fixed, like: Any, cotangents: Tangents) -> tuple[Operands, Any]:
         """`pull`, and information about it like that of `run`."""
         return self.pull(fixed, like, cotangents), ()
-
-
-def transpose(run: Any, like: Any, cotangents: Any) -> Any:
-    return jax.linear_transpose(run, like)(cotangents)[0]
 
 
 def split(weights: Weights) -> tuple[list[Array], Any]:
@@ -118,11 +117,19 @@ def run(
 ) -> tuple[Array, Carry, Any]:
     """(ys, last, info), differentiable to any order in both modes.
 
-    If the types say that an array is spread over several devices, only JAX's own operations can
-    follow the placement. `plain` runs then, without info.
+    If the types say that an array is spread over several devices, a `local` recurrence runs on the
+    rows of each device. `plain` runs instead of any other, without info, and inside a
+    `jax.shard_map` over only some axes of the mesh: XLA does not tell a kernel how the others
+    divide the arrays.
     """
     if not recurrence.transposable and sharding.spread(weights, x, carry, mask):
-        return *recurrence.plain(weights, x, carry, mask), None
+        varies, free = sharding.varies(weights, x, carry, mask), sharding.free_axes(x)
+        if not recurrence.local or (varies and free):
+            return *recurrence.plain(weights, x, carry, mask), None
+        if free:
+            on_rows = lambda *arguments: run(recurrence, *arguments)[:2]  # noqa: E731
+            return *sharding.run_on_rows(on_rows, weights, x, carry, mask), None
+        weights, x, carry, mask = sharding.vary_alike((weights, x, carry, mask))
     ys, last, _, info = _run(recurrence, False, weights, x, carry, mask)
     return ys, last, info
 

@@ -10,7 +10,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from jaxrnn.native.partition import run_by_rows
-from jaxrnn.sharding import needs_devices
+from jaxrnn.sharding import needs_devices, result_types, without_variation
 
 
 def _always(*_: Any) -> bool:
@@ -51,7 +51,7 @@ def make_primitive(
     def abstract(*leaves: Any, **options: Any) -> list[Any]:
         like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves]
         out = jax.eval_shape(partial(flat(plain), **options), *like)
-        return [jax.core.ShapedArray(o.shape, o.dtype) for o in out]
+        return result_types(out, leaves)
 
     def batch(arguments: Any, axes: Any, **options: Any) -> tuple[list[Array], list[int]]:
         out = jax.vmap(partial(flat(plain), **options), in_axes=tuple(axes))(*arguments)
@@ -65,10 +65,15 @@ def make_primitive(
 
     primitive = Primitive(name)
     primitive.multiple_results = True
-    lower_plain = mlir.lower_fun(flat(plain), multiple_results=True)
+    lower_traced = mlir.lower_fun(flat(plain), multiple_results=True)
+
+    def lower_plain(context: Any, *leaves: Any, **options: Any) -> Any:
+        context = context.replace(avals_in=without_variation(context.avals_in))
+        return lower_traced(context, *leaves, **options)
 
     def lowering(kernel: Kernel) -> Any:
         def lower(context: Any, *leaves: Any, call: Any, structure: Any, devices: Any) -> Any:
+            context = context.replace(avals_in=without_variation(context.avals_in))
             arguments = jax.tree.unflatten(structure, context.avals_in)
             exported = context.module_context.lowering_parameters.for_export
             if exported or not kernel.serves(call, *arguments):

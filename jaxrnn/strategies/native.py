@@ -5,8 +5,7 @@ Forward and backward are one call each (`jaxrnn/native`). Between them stand the
 them with the projections' cotangents.
 
 What the kernel does not serve runs on `Scan`, with the same numbers to rounding: forward mode, the
-second derivative, `vmap`, `jax.export`, arrays whose types say that several devices share them, and
-every platform without a kernel.
+second derivative, `vmap`, `jax.export`, and every platform without a kernel.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from jax import Array, lax
 from jaxrnn import cells, native
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
-from jaxrnn.derivative import rule
+from jaxrnn.derivative import linear_map, rule
 from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
 from jaxrnn.native import primitive
 from jaxrnn.native.partition import NO_ROWS
@@ -123,6 +122,7 @@ class NativeRecurrence(Recurrence):
     build: int
     precision: lax.PrecisionLike = None
     reverse: bool = False
+    local = True
 
     def attributes(self) -> dict[str, Any]:
         numbers = {"cell": CELLS.index(self.cell), "build": self.build}
@@ -221,7 +221,7 @@ def _adjoint_plain(call: AdjointCall, fixed: Any, cotangents: Any):
         carry,
     )
     push = rule.TangentMap(call.kernel).plain
-    return rule.transpose(lambda operands: push(fixed, operands), like, cotangents)
+    return linear_map.transpose(lambda operands: push(fixed, operands), like, cotangents)
 
 
 def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):

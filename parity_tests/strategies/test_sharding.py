@@ -29,6 +29,14 @@ def gathered(compiled):
     shapes = re.findall(r"= f64\[([0-9,]*)\][^ ]* all-gather", compiled.as_text())
     return {tuple(map(int, shape.split(","))) for shape in shapes}
 
+def run_locally(step, arguments, wanted):
+    # The kernels run, and no device gathers the batch.
+    compiled = jax.jit(step).lower(*arguments).compile()
+    close(compiled(*arguments), wanted)
+    assert "jaxrnn_forward" in compiled.as_text()
+    assert "jaxrnn_adjoint" in compiled.as_text()
+    assert not {(8, 6), (6, 8)} & {shape[:2] for shape in gathered(compiled)}
+
 for make, specs, explicit_specs in (
     (partial(jaxrnn.GRU, bidirectional=True), (("model",),), ()),
     (jaxrnn.LSTM, ((),), (("model",),)),
@@ -64,8 +72,24 @@ for make, specs, explicit_specs in (
     with jax.set_mesh(explicit):
         for spec in explicit_specs:
             placed = place(explicit, params, *spec), place(explicit, x, "data", None, "model")
-            got = jax.jit(step)(*placed, place(explicit, lengths, "data"))
-            close(got, wanted)
+            run_locally(step, (*placed, place(explicit, lengths, "data")), wanted)
+    if not explicit_specs:  # types that say over which devices a value varies; "model" is not one
+        def along(params, x, lengths):  # both modes at once
+            return jax.jvp(lambda p: jax.grad(loss)(p, x, lengths), (params,), (params,))[1]
+
+        def local(*arguments):
+            value, (d_weights, d_x) = step(*arguments)
+            return jax.lax.psum(value, "data"), (d_weights, d_x)
+
+        by_rows, results = (P(), P("data"), P("data")), (P(), (P(), P("data")))
+        mapped = jax.shard_map(local, mesh=auto, in_specs=by_rows, out_specs=results)
+        run_locally(mapped, (params, x, lengths), wanted)
+        partly = jax.shard_map(
+            local, mesh=auto, in_specs=by_rows, out_specs=results, axis_names={"data"}
+        )
+        close(jax.jit(partly)(params, x, lengths), wanted)
+        mapped = jax.shard_map(along, mesh=auto, in_specs=by_rows, out_specs=P())
+        close(jax.jit(mapped)(params, x, lengths), along(params, x, lengths))
 print("compared")
 """
 
