@@ -178,3 +178,18 @@ def test_a_gpu_run_after_another_leaves_its_points_out(monkeypatch, tmp_path):
     (tmp_path / "gpu.jsonl").write_text(lines)
     monkeypatch.setenv("JAXRNN_GPU_AFTER", str(tmp_path / "gpu.jsonl"))
     assert gpu.selected() == every[1:]
+
+
+def test_the_bytes_of_collectives_are_read_from_the_program(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import devices
+
+    program = """
+      %r = (f32[4,8]{1,0}, f32[8]{0}) all-reduce(%a, %b), replica_groups={{0,1}}
+      %s = f32[] all-reduce-start(%c), channel_id=2
+      %t = f32[] all-reduce-done(%s)
+      ROOT %g = bf16[2,3]{1,0} all-gather(%d), dimensions={0}
+    """
+    assert devices.count_bytes(program) == {"all-reduce": 4 * (32 + 8 + 1), "all-gather": 12}
+    sent, ms, efficiency = devices.project(8_000_000, 17.0, 8, bandwidth=1e9, hop_ms=0.5)
+    assert (sent, ms, efficiency) == (14_000_000, 17.0, 0.5)
