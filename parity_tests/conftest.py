@@ -10,6 +10,7 @@ import types
 
 # Two workers on two cores: with more than one thread each they would slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import jax
 import pytest
