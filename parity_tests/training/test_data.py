@@ -26,6 +26,7 @@ def sequences(lengths):
     return [np.full((length, 2), n + 1.0, np.float32) for n, length in enumerate(lengths)]
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(0, 3))
 def test_padding_keeps_every_step_and_fills_the_rest(lengths, spare):
     items = sequences(lengths)
@@ -39,6 +40,7 @@ def test_padding_keeps_every_step_and_fills_the_rest(lengths, spare):
         assert np.isnan(row[len(item) :]).all()
 
 
+@settings(deadline=None)
 @given(bucketed(), st.integers(1, 9), SEEDS)
 def test_each_item_is_in_one_batch_of_the_smallest_bucket(case, size, seed):
     lengths, buckets = case
@@ -54,6 +56,7 @@ def test_each_item_is_in_one_batch_of_the_smallest_bucket(case, size, seed):
     assert len(shapes) <= 2 * len(buckets)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 9), SEEDS)
 def test_batches_hold_the_items_of_the_plan(lengths, size, seed):
     labels = np.arange(len(lengths))
@@ -83,7 +86,7 @@ def test_shuffling_mixes_buckets():
     assert steps != sorted(steps)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 9))
 def test_bucket_edges_hold_all_items_in_equal_shares(lengths, count):
     edges = data.bucket_edges(lengths, count)
@@ -95,7 +98,7 @@ def test_bucket_edges_hold_all_items_in_equal_shares(lengths, count):
         assert sum(length <= held for length in lengths) >= n / count * (len(lengths) - 1)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(0, 4), min_size=1, max_size=60),
     st.floats(0, 0.99),
@@ -218,6 +221,7 @@ class Disk:
         return self.rows[number], number
 
 
+@settings(deadline=None)
 @given(bucketed(), st.integers(1, 5), SEEDS)
 def test_batches_that_are_read_equal_those_in_memory(case, size, seed):
     lengths, edges = case
