@@ -149,5 +149,5 @@ def test_a_learned_state_is_named_like_pytorch_and_learns():
     assert shapes == {f"{s}_0_{end}": (n,) for s, n in (("h", 2), ("c", H)) for end in ends}
     grads = nnx.grad(lambda m: m(X.astype(jnp.float32))[0].sum())(module)
     assert all((abs(grads[name][...]) > 0).all() for name in shapes)
-    with pytest.raises(ValueError, match="is none of 'zeros' and 'learned'"):
+    with pytest.raises(ValueError, match="must be 'zeros' or 'learned'"):
         jaxrnn.LSTM(I, H, initial_state="ones", rngs=nnx.Rngs(0))
