@@ -15,6 +15,14 @@ class Batch(NamedTuple):
     labels: (B,) or (B, K) for each row, (B, T) or (B, T, K) for each step, (B, N) for label
         sequences; integers for classes, floats for real values.
     lengths: (B,) integers, the true steps of each row, or None if every row has T.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from jaxrnn import data
+        >>> inputs, lengths = data.pad([np.ones((2, 1)), np.ones((3, 1))])
+        >>> batch = data.Batch(inputs, labels=np.array([0, 1]), lengths=lengths)
+        >>> [leaf.shape for leaf in jax.tree.leaves(batch)]
+        [(2, 3, 1), (2,), (2,)]
     """
 
     inputs: Array
@@ -29,7 +37,7 @@ def pad(
     value: int | float = 0,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Array]:
-    """Stacks sequences of different lengths, batch first, and returns their lengths.
+    """Stack sequences of different lengths, batch first, and return their lengths.
 
     Args:
         sequences: arrays (T_n, ...) that agree in all axes but the first.

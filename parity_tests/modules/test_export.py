@@ -33,7 +33,7 @@ def test_the_extras_exist():
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
     for extra in ("export", "onnx"):
         assert extras[extra]
-        assert f"jaxrnn[{extra}]" in strategies.__doc__
+        assert f"'.[{extra}]'" in strategies.__doc__
 
 
 @need("flatbuffers", extra="export")
