@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import run_script
+from example_runs import EXAMPLES, finished
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 # One batch for each bucket keeps compilation short.
 SMALL = ["--seeds", "2", "--epochs", "2", "--hidden-size", "4", "--frame", "50"]
 SMALL += ["--buckets", "2", "--batch-size", "500"]
@@ -23,13 +22,6 @@ SMALL += ["--buckets", "2", "--batch-size", "500"]
 @pytest.fixture(autouse=True)
 def examples_importable(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-
-
-def finished(*arguments):
-    result = run_script(EXAMPLES / "appliances.py", *arguments)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""  # no progress bar where there is no terminal
-    return result.stdout
 
 
 def numbers(output, beginning):
@@ -46,7 +38,7 @@ def seeds(output):
 
 
 def test_prints_and_writes_results_and_resumes_a_killed_run(tmp_path):
-    output = finished(*SMALL, "--out", tmp_path / "new")
+    output = finished("appliances", *SMALL, "--out", tmp_path / "new")
     assert "training set   537 traces of 100 to 1344 steps, 20% of them for validation" in output
     assert "test set       537 traces of 134 to 1000 steps" in output
     assert "mean of 2 seeds" in output
@@ -78,7 +70,7 @@ def test_prints_and_writes_results_and_resumes_a_killed_run(tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    resumed = finished(*SMALL, "--out", killed, "--resume")
+    resumed = finished("appliances", *SMALL, "--out", killed, "--resume")
     assert seeds(resumed) == seeds(output)
     again = [json.loads(line) for line in lines.read_text().splitlines()]
     for record in (*records, *again):
@@ -141,6 +133,6 @@ def test_bad_options_raise_one_sentence(options, sentence):
 
 
 def test_help():
-    shown = finished("--help")
+    shown = finished("appliances", "--help")
     assert "--resume" in shown
     assert "--cell" in shown

@@ -2,42 +2,17 @@
 
 import re
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from scripts import run_code, run_script
+from example_runs import EXAMPLES, assert_png, finished, numbers, run
+from scripts import run_code
 
 pytestmark = pytest.mark.needs("torch")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ["variable_lengths", "port_from_torch"]
-
-
-def run(name, *arguments):
-    return run_script(EXAMPLES / f"{name}.py", *arguments)
-
-
-def finished(name, *arguments):
-    result = run(name, *arguments)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""  # no progress bar where there is no terminal
-    return result.stdout
-
-
-def numbers(output, beginning):
-    """Numbers of all lines with this prefix, in one list."""
-    lines = [line.strip() for line in output.splitlines() if line.strip().startswith(beginning)]
-    assert lines, f"no line begins with {beginning!r}"
-    text = " ".join(line.removeprefix(beginning) for line in lines)
-    return [float(n.replace(",", "")) for n in re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:e-\d+)?", text)]
-
-
-def assert_png(path):
-    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert path.stat().st_size > 10_000
 
 
 def test_quickstart(tmp_path):

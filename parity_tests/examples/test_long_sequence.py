@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from example_runs import assert_png, finished, numbers, run
 from scripts import run_script
-from test_examples import assert_png, finished, numbers, run
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from test_examples import assert_png, finished, numbers
+from example_runs import assert_png, finished, numbers
 
 pytestmark = pytest.mark.needs("torch")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from example_runs import assert_png
 from scripts import run_script
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "spoken_vowels.py"
@@ -45,11 +46,6 @@ def numbers(output, beginning):
     lines = [line.strip() for line in output.splitlines()]
     (line, *_) = [line for line in lines if line.startswith(beginning)]
     return [float(n) for n in re.findall(r"\d+(?:\.\d+)?(?:e[+-]\d+)?", line[len(beginning) :])]
-
-
-def assert_png(path):
-    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert path.stat().st_size > 10_000
 
 
 def test_both_frameworks(tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -10,44 +9,16 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from scripts import run_script
+from example_runs import EXAMPLES, assert_png, finished, numbers_by_line, run
 
 pytestmark = [pytest.mark.needs("torch"), pytest.mark.unoptimised]
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ["train_classifier", "compare_cells"]
 
 
 @pytest.fixture(autouse=True)
 def examples_importable(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-
-
-def run(name, *arguments):
-    return run_script(EXAMPLES / f"{name}.py", *arguments)
-
-
-def finished(name, *arguments):
-    result = run(name, *arguments)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""  # no progress bar where there is no terminal
-    return result.stdout
-
-
-def numbers(output, beginning):
-    """Numbers of each line with this prefix."""
-    lines = [line.strip() for line in output.splitlines() if line.strip().startswith(beginning)]
-    assert lines, f"no line begins with {beginning!r}"
-    number = r"(?<!\w)-?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?"
-    return [
-        [float(n.replace(",", "")) for n in re.findall(number, line.removeprefix(beginning))]
-        for line in lines
-    ]
-
-
-def assert_png(path):
-    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert path.stat().st_size > 10_000
 
 
 def test_train_classifier(tmp_path):
@@ -66,21 +37,21 @@ def test_train_classifier(tmp_path):
     ]
     small += ["--batch-size", 8, "--hidden-size", 4]
     output = finished("train_classifier", *small, "--out", tmp_path / "new")
-    assert numbers(output, "training  ") == [[800, 416]]
-    assert numbers(output, "validation  ") == [[200, 95]]
-    assert numbers(output, "parameters") == [[60098]]
+    assert numbers_by_line(output, "training  ") == [[800, 416]]
+    assert numbers_by_line(output, "validation  ") == [[200, 95]]
+    assert numbers_by_line(output, "parameters") == [[60098]]
     # Training loss, training accuracy, validation loss and accuracy, of PyTorch and of JAX.
-    rows = numbers(output, "1   ")
+    rows = numbers_by_line(output, "1   ")
     (masked, unmasked) = (np.reshape(row, (4, 2)) for row in rows)
     assert masked[0, 0] != masked[0, 1]
     np.testing.assert_allclose(unmasked[:, 0], unmasked[:, 1], rtol=0, atol=2e-4)
-    ((training, validation),) = (row[-2:] for row in numbers(output, "dropout 0.0"))
+    ((training, validation),) = (row[-2:] for row in numbers_by_line(output, "dropout 0.0"))
     assert max(training, validation) < 1e-5
     for name, accuracy in zip(("PyTorch ", "JAX "), masked[3], strict=True):
-        ((right, share),) = (row for row in numbers(output, name) if len(row) == 2)
+        ((right, share),) = (row for row in numbers_by_line(output, name) if len(row) == 2)
         assert share == right / 200 == accuracy
     assert output.count("no better than guessing") == 2
-    ran, summary = numbers(output, "GRU ")
+    ran, summary = numbers_by_line(output, "GRU ")
     assert ran[0] == 0
     assert ran[2:7] == [200, 0, 1, 3, 1]  # of 200, no stage of 1 ended, 3 steps, 1 compilation
     kept = tmp_path / "new" / "train_classifier_runs" / "GRU_seed0" / "up_to_20"
@@ -127,7 +98,7 @@ def test_compare_cells(tmp_path):
     small = ["--seeds", 2, "--lengths", 3, "--steps", 2, "--batch-size", 4, "--hidden-size", 3]
     output = finished("compare_cells", *small, "--out", tmp_path / "new")
     for cell, count in (("RNN", 6402), ("LSTM", 25218), ("GRU", 18946)):
-        sizes, losses, gradient, trained, steps = numbers(output, f"{cell}  ")
+        sizes, losses, gradient, trained, steps = numbers_by_line(output, f"{cell}  ")
         assert sizes[:6] == [count, count, 16, 2, 16, 2]
         assert sizes[6] < 1e-6
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -138,9 +109,9 @@ def test_compare_cells(tmp_path):
         assert low <= median <= high
         assert steps == [2]
     for cell in ("LSTM", "GRU"):
-        opened, *_ = numbers(output, f"{cell}, gates open")
+        opened, *_ = numbers_by_line(output, f"{cell}, gates open")
         assert opened[2] > 0.9  # the gradient fades far less with each step back
-    assert numbers(output, "JAX and PyTorch apart, of any step's norm")[0][0] < 1e-3
+    assert numbers_by_line(output, "JAX and PyTorch apart, of any step's norm")[0][0] < 1e-3
     assert (
         "No verdict on the notebook's rules of thumb: it takes --seeds 4 and --steps 400" in output
     )
@@ -155,7 +126,7 @@ def test_compare_cells(tmp_path):
     kept.write_text(json.dumps({first: [[0.25, 0.75], 1], **before}))
     output = finished("compare_cells", *small, "--resume", "--out", tmp_path / "new")
     assert "4 of 5 trained before" in output
-    assert numbers(output, "RNN  ")[3:] == [[50, 25, 75], [1]]
+    assert numbers_by_line(output, "RNN  ")[3:] == [[50, 25, 75], [1]]
     assert json.loads(kept.read_text())[last] == trained[last]
 
 
