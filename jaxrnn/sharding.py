@@ -19,7 +19,7 @@ def spread(*trees: Any) -> bool:
     """True if an array's type names axes of a mesh.
 
     This is the case inside `jax.shard_map`, unless `check_vma=False`, and on a mesh with explicit
-    axes. Only JAX's own operations can follow the placement there.
+    axes. JAX's own operations follow the placement there; a kernel runs on each device's rows.
     """
     arrays = jax.tree.leaves(trees)
     return any(_varying(a) or any(jax.typeof(a).sharding.spec) for a in arrays)

@@ -118,16 +118,19 @@ def run(
     """(ys, last, info), differentiable to any order in both modes.
 
     If the types say that an array is spread over several devices, a `local` recurrence runs on the
-    rows of each device. `plain` runs instead of any other, without info, and inside a
-    `jax.shard_map` over only some axes of the mesh: XLA does not tell a kernel how the others
-    divide the arrays.
+    rows of each device. Otherwise, and inside a `jax.shard_map` over only some axes of the mesh,
+    `plain` runs, without info: XLA does not tell a kernel how the other axes divide the arrays.
     """
     if not recurrence.transposable and sharding.spread(weights, x, carry, mask):
         varies, free = sharding.varies(weights, x, carry, mask), sharding.free_axes(x)
         if not recurrence.local or (varies and free):
             return *recurrence.plain(weights, x, carry, mask), None
         if free:
-            on_rows = lambda *arguments: run(recurrence, *arguments)[:2]  # noqa: E731
+
+            def on_rows(*arguments: Any) -> tuple[Array, Carry]:
+                ys, last, _ = run(recurrence, *arguments)
+                return ys, last
+
             return *sharding.run_on_rows(on_rows, weights, x, carry, mask), None
         weights, x, carry, mask = sharding.vary_alike((weights, x, carry, mask))
     ys, last, _, info = _run(recurrence, False, weights, x, carry, mask)

@@ -31,7 +31,7 @@ LETTERS = {
 
 
 def _why(kind: str) -> str:
-    """What is said about a known cell that does not fit."""
+    """Reason why a known cell has no equivalent; empty for any other."""
     if kind != "linen.MGUCell":
         return ""
     return "Linen's MGUCell computes (1 - f) n + f h, and `cells.mgu` (1 - f) h + f n."

@@ -83,9 +83,9 @@ def place_modules(placement: NamedSharding | None, *modules: Any) -> None:
 
 
 def placements(placement: NamedSharding | None, *modules: Any) -> tuple[Any, ...]:
-    """Where each array of the modules is, for a compiled step to leave it there.
+    """Shardings of the modules' arrays, which a compiled step keeps.
 
-    Empty where nothing needs to be said: arrays on a mesh of explicit axes say it themselves.
+    Empty on a mesh of explicit axes, where the types of the arrays contain them.
     """
     if placement is None or set(placement.mesh.axis_types) != {AxisType.Auto}:
         return ()
@@ -94,7 +94,7 @@ def placements(placement: NamedSharding | None, *modules: Any) -> tuple[Any, ...
 
 
 def keep_placements(kept: tuple[Any, ...], *modules: Any) -> None:
-    """Leaves each array of the modules at its placement, inside a compiled step."""
+    """Keep each array of the modules at its placement, inside a compiled step."""
     if not kept:
         return
     left = iter(kept)

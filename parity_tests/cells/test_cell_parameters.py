@@ -112,7 +112,7 @@ TRANSFORMATIONS = {
 FEW = ("grad", "jit of grad", "vmap of grad", "lengths, both directions")
 """For strategies that are made of others."""
 CHUNKED = (*FEW, "jvp", "vmap over masks", "grad of a checkpoint", "hessian")
-"""What a sequence in chunks could treat in another way than the whole one."""
+"""Transformations that a strategy in chunks implements in its own way."""
 
 
 @functools.cache
