@@ -52,13 +52,12 @@ def batches(
         >>> data.batches([[1, 2], [3], [4, 5, 6]], tags, batch_size=3)[0].labels.tolist()
         [[7, 7, -1], [8, -1, -1], [9, 9, 9]]
     """
-    rows = _label_rows(labels, len(sequences))
+    rows = label_rows("batches", labels, len(sequences))
     lengths = [len(np.asarray(sequence)) for sequence in sequences]
     per_step = all(row.ndim and len(row) == n for row, n in zip(rows, lengths, strict=True))
     ragged = len({row.shape for row in rows}) > 1
     longest = max((len(row) for row in rows), default=0) if ragged else 0
-    if label_value is None:
-        label_value = -1 if rows and rows[0].dtype.kind == "i" else 0
+    label_value = padding_of(rows) if label_value is None else label_value
     result = []
     for items, steps in plan(np.array(lengths, np.int32), batch_size, seed=seed, buckets=buckets):
         inputs, found = pad([sequences[n] for n in items], steps, value=value, dtype=dtype)
@@ -71,21 +70,26 @@ def batches(
     return result
 
 
-def _label_rows(labels: ArrayLike | Sequence[ArrayLike], count: int) -> list[Array]:
+def padding_of(rows: Sequence[Array]) -> int:
+    """Value of padded labels: -1 in integers, which is not a class, and 0 in floats."""
+    return -1 if rows and rows[0].dtype.kind == "i" else 0
+
+
+def label_rows(call: str, labels: ArrayLike | Sequence[ArrayLike], count: int) -> list[Array]:
     """Label of each sequence as an array, of one dtype and equal in all axes but the first."""
     if isinstance(labels, Mapping | Set | str) or not isinstance(labels, Iterable):
         raise ValueError(
-            f"`batches` needs labels in the order of the sequences, got a {type(labels).__name__}."
+            f"`{call}` needs labels in the order of the sequences, got a {type(labels).__name__}."
         )
     whole: Any = np.atleast_1d(np.asarray(labels)) if hasattr(labels, "ndim") else labels
     rows = [np.asarray(row) for row in whole]
     if len(rows) != count:
         shape = getattr(whole, "shape", (len(rows),))
-        raise ValueError(f"`batches` needs a label for each of {count} sequences, got {shape}.")
+        raise ValueError(f"`{call}` needs a label for each of {count} sequences, got {shape}.")
     for n, row in enumerate(rows):
         if row.ndim != rows[0].ndim or row.shape[1:] != rows[0].shape[1:]:
             raise ValueError(
-                "`batches` needs labels that agree in all axes but the first, got shapes "
+                f"`{call}` needs labels that agree in all axes but the first, got shapes "
                 f"{rows[0].shape} for number 0 and {row.shape} for number {n}."
             )
     if not rows:
@@ -95,8 +99,8 @@ def _label_rows(labels: ArrayLike | Sequence[ArrayLike], count: int) -> list[Arr
     if dtype.kind in "biu":
         bounds = np.iinfo(np.int32)
         if any(row.size and (row.min() < bounds.min or row.max() > bounds.max) for row in rows):
-            raise ValueError("`batches` needs integer labels that fit into int32.")
+            raise ValueError(f"`{call}` needs integer labels that fit into int32.")
         dtype = np.dtype(np.int32)
     elif dtype.kind not in "fc" and dtype.name != "bfloat16":
-        raise ValueError(f"`batches` needs numeric labels, got {dtype}.")
+        raise ValueError(f"`{call}` needs numeric labels, got {dtype}.")
     return [row.astype(dtype) for row in rows]

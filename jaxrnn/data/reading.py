@@ -6,6 +6,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from jaxrnn.data.minibatches import label_rows, padding_of
 from jaxrnn.data.padding import Batch, pad
 from jaxrnn.data.plans import Seed, plan
 
@@ -26,7 +27,7 @@ def read_batches(
     buckets: Sequence[int] | None = None,
     per_step: bool = False,
     value: int | float = 0,
-    label_value: int | float = -1,
+    label_value: int | float | None = None,
     dtype: DTypeLike | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> Sequence[Batch]:
@@ -41,9 +42,10 @@ def read_batches(
         lengths: (N,) integers, the steps of each sequence.
         batch_size, seed, buckets: as in `plan`.
         per_step: True for labels (T_n, ...) with one entry for each step, which are padded like the
-            inputs. Other labels must be of one shape. Integers become int32.
+            inputs. Other labels must be of one shape. Floats stay floats; integers and booleans
+            become int32.
         value, dtype: for the inputs, as in `pad`.
-        label_value: value of padded labels.
+        label_value: value of padded labels, as in `batches`.
         shard: (index, count): read one of `count` equal parts of the rows of each batch, for
             `training.join_rows`. Rows that are left over, fewer than `count` in a batch, are left
             out.
@@ -54,7 +56,7 @@ def read_batches(
 
     Raises:
         ValueError: as `plan`; for a shard that does not exist; when a batch is taken, for a
-            sequence of another length than `lengths` says.
+            sequence of another length than `lengths` says, and for labels as in `batches`.
 
     Example:
         >>> from jaxrnn import data
@@ -84,7 +86,7 @@ class _Batches(Sequence[Batch]):
         parts: list[tuple[np.ndarray, int]],
         per_step: bool,
         value: int | float,
-        label_value: int | float,
+        label_value: int | float | None,
         dtype: DTypeLike | None,
     ) -> None:
         self._source, self._lengths, self._parts = source, lengths, parts
@@ -111,10 +113,8 @@ class _Batches(Sequence[Batch]):
                     f"and it has {len(sequence)}."
                 )
         inputs, lengths = pad(sequences, steps, value=self._value, dtype=self._dtype)
-        rows = [np.asarray(label) for label in labels]
-        if self._per_step:
-            padded, _ = pad(rows, steps, value=self._label_value)
-        else:
-            padded = np.stack(rows)
-        whole = padded.dtype.kind in "biu"
-        return Batch(inputs, padded.astype(np.int32) if whole else padded, lengths)
+        rows = label_rows("read_batches", labels, len(items))
+        if not self._per_step:
+            return Batch(inputs, np.stack(rows), lengths)
+        value = padding_of(rows) if self._label_value is None else self._label_value
+        return Batch(inputs, pad(rows, steps, value=value)[0], lengths)

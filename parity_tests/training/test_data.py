@@ -267,6 +267,8 @@ def test_reading_refuses_wrong_lengths_and_shards():
         data.read_batches([(np.ones(1), 0), (np.ones(3), 0)], [1, 2], 2)[0]
     with pytest.raises(ValueError, match=r"needs 0 <= index < count, got \(2, 2\)"):
         data.read_batches([], [1], 1, shard=(2, 2))
+    with pytest.raises(ValueError, match="`read_batches` needs integer labels that fit into int32"):
+        data.read_batches([(np.ones(1), 2**31)], [1], 1)[0]
 
 
 def test_grain_reads_the_batches_ahead():
@@ -275,3 +277,14 @@ def test_grain_reads_the_batches_ahead():
     found = data.read_batches(Disk(lengths), lengths, 2, seed=0)
     ahead = grain.MapDataset.source(found).to_iter_dataset(grain.ReadOptions(num_threads=2))
     assert [batch.labels.tolist() for batch in ahead] == [batch.labels.tolist() for batch in found]
+
+
+@pytest.mark.parametrize(("kind", "padding"), [(int, -1), (float, 0)])
+def test_padded_labels_of_each_step_are_those_of_batches(kind, padding):
+    sequences = [np.ones(1), np.ones(3)]
+    labels = [np.full(n, 7, kind) for n in (1, 3)]
+    read = data.read_batches(list(zip(sequences, labels, strict=True)), [1, 3], 2, per_step=True)[0]
+    (held,) = data.batches(sequences, labels, 2)
+    np.testing.assert_array_equal(read.labels, held.labels)
+    assert read.labels.dtype == held.labels.dtype
+    assert read.labels[0, 1] == padding
