@@ -97,7 +97,7 @@ def test_nnx_cells(kind):
 def test_linen_cells(kind):
     cls = getattr(linen, kind.removeprefix("linen."))
     cell = linen.RNN(cls(H, param_dtype=jnp.float64, dtype=jnp.float64))
-    x = jnp.asarray(X, jnp.float32)
+    x = jnp.asarray(X)
     params = random_like(cell.init(jax.random.key(0), x)["params"]["cell"])
     state = flax_cells.to_torch(kind, params)
     module = ours({"L": "LSTM", "O": "LSTM", "G": "GRU", "S": "RNN"}[kind[6]])
