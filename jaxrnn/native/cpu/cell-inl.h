@@ -27,17 +27,21 @@ struct AdjointUnit {
 };
 
 // kVectors: weight vectors per panel; kSums: accumulators per row; kUnits: unit vectors per panel.
+//
+// The forward step is `gates`, then `output`. Each is a chain of dependent operations, so the
+// caller runs one for several vectors before the other; values pass from one to the other in the
+// sums.
 struct Lstm {
   static constexpr int kGates = 4, kVectors = 4, kSums = 4, kUnits = 1, kSaved = 4;
   static constexpr Same x_sum{}, h_sum{};
 
   template <class T>
-  JAXRNN_INLINE static void finish(V<T> (&sum)[kSums], int, const ForwardUnit<T>& u) {
+  JAXRNN_INLINE static void gates(V<T> (&sum)[kSums], const ForwardUnit<T>& u) {
     const V<T> i = sigmoid<T>(sum[0]), f = sigmoid<T>(sum[1]), g = tanh<T>(sum[2]),
                o = sigmoid<T>(sum[3]);
     const V<T> c = f * load(u.c, u.n) + i * g;
     store(u.c, c, u.n);
-    store(u.y, o * tanh<T>(c), u.n);
+    sum[2] = c, sum[3] = o;
     if (u.saved) {
       store(u.saved, i, u.n);
       store(u.saved + u.hidden, f, u.n);
@@ -45,6 +49,11 @@ struct Lstm {
       store(u.saved + 3 * u.hidden, o, u.n);
       store(u.cs, c, u.n);
     }
+  }
+
+  template <class T>
+  JAXRNN_INLINE static void output(V<T> (&sum)[kSums], int, const ForwardUnit<T>& u) {
+    store(u.y, sum[3] * tanh<T>(sum[2]), u.n);
   }
 
   template <class T>
@@ -73,9 +82,13 @@ struct Gru {
   static constexpr Same h_sum{};
 
   template <class T>
-  JAXRNN_INLINE static void finish(V<T> (&sum)[kSums], int, const ForwardUnit<T>& u) {
-    const V<T> r = sigmoid<T>(sum[0]), z = sigmoid<T>(sum[1]);
-    const V<T> n = tanh<T>(sum[3] + r * sum[2]);
+  JAXRNN_INLINE static void gates(V<T> (&sum)[kSums], const ForwardUnit<T>&) {
+    sum[0] = sigmoid<T>(sum[0]), sum[1] = sigmoid<T>(sum[1]);
+  }
+
+  template <class T>
+  JAXRNN_INLINE static void output(V<T> (&sum)[kSums], int, const ForwardUnit<T>& u) {
+    const V<T> r = sum[0], z = sum[1], n = tanh<T>(sum[3] + r * sum[2]);
     store(u.y, (T(1) - z) * n + z * load(u.h, u.n), u.n);
     if (u.saved) {
       store(u.saved, r, u.n);
@@ -104,7 +117,10 @@ struct Rnn {
   static constexpr Same x_sum{}, h_sum{};
 
   template <class T>
-  JAXRNN_INLINE static void finish(V<T> (&sum)[kSums], int v, const ForwardUnit<T>& u) {
+  JAXRNN_INLINE static void gates(V<T> (&)[kSums], const ForwardUnit<T>&) {}
+
+  template <class T>
+  JAXRNN_INLINE static void output(V<T> (&sum)[kSums], int v, const ForwardUnit<T>& u) {
     const V<T> s = sum[v];
     store(u.y, u.relu ? (s <= V<T>{} ? V<T>{} : s) : tanh<T>(s), u.n);
   }

@@ -70,36 +70,62 @@ __attribute__((noinline)) void project_block(const ForwardStep<T>& s, int64_t pa
       store(out + (r * C::kVectors + v) * L, sum[r][C::x_sum(v)]);
 }
 
-// Applies the cell to the sums of `count` rows for the units of one panel.
+// Sums of rows and panels to which the cell has not been applied yet.
 template <class T, class C>
-__attribute__((noinline)) void finish_block(const ForwardStep<T>& s, int64_t panel,
-                                            const int32_t* active, int count,
-                                            V<T> (*sum)[C::kSums]) {
-  const Shape& shape = s.f.shape;
-  for (int r = 0; r < count; ++r) {
-    const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
+struct Pending {
+  static constexpr int kMost = 12;
+  int count = 0;
+  int64_t panels[kMost + kRows];
+  int32_t rows[kMost + kRows];  // positions in the group
+  V<T> sums[kMost + kRows][C::kSums];
+
+  V<T> (*next()) [C::kSums] { return sums + count; }
+
+  void add(const ForwardStep<T>& s, int64_t panel, const int32_t* active, int size) {
+    for (int r = 0; r < size; ++r) panels[count] = panel, rows[count++] = active[r];
+    if (count >= kMost) finish(s);
+  }
+
+  template <class F>
+  JAXRNN_INLINE void each_unit(const ForwardStep<T>& s, F&& f) {
+    const int64_t hidden = s.f.shape.hidden, first = s.t * s.f.shape.batch * hidden;
+    ForwardUnit<T> unit = {};
+    unit.hidden = hidden;
+    unit.relu = s.f.cell == CellKind::rnn_relu;
+    for (int i = 0; i < count; ++i) {
+      const int64_t row = s.rows[rows[i]] * hidden;
 #pragma GCC unroll 4
-    for (int v = 0; v < C::kUnits; ++v) {
-      const int64_t u = first_unit<T, C>(panel, v);
-      if (u >= shape.hidden) break;
-      ForwardUnit<T> unit = {};
-      unit.h = s.h[active[r]] + u;
-      unit.c = s.f.c_last + b * shape.hidden + u;
-      unit.y = s.f.ys + at * shape.hidden + u;
-      unit.saved = s.f.saved ? s.f.saved + at * C::kSaved * shape.hidden + u : nullptr;
-      unit.cs = s.f.cs + at * shape.hidden + u;
-      unit.hidden = shape.hidden;
-      unit.n = shape.hidden - u;
-      unit.relu = s.f.cell == CellKind::rnn_relu;
-      C::template finish<T>(sum[r], v, unit);
+      for (int v = 0; v < C::kUnits; ++v) {
+        const int64_t u = first_unit<T, C>(panels[i], v), at = row + u;
+        if (u >= hidden) break;
+        unit.h = s.h[rows[i]] + u;
+        unit.c = s.f.c_last + at;
+        unit.y = s.f.ys + first + at;
+        if (s.f.saved) unit.saved = s.f.saved + C::kSaved * (first + row) + u;
+        unit.cs = s.f.cs + first + at;
+        unit.n = hidden - u;
+        f(sums[i], v, unit);
+      }
     }
   }
-}
 
-// One step of R rows for the units of one panel; gx holds their projected inputs, or is null.
+  __attribute__((noinline)) void finish(const ForwardStep<T>& s) {
+    if (C::kUnits == 1)
+      each_unit(s, [](V<T>(&sum)[C::kSums], int, const ForwardUnit<T>& unit) {
+        C::template gates<T>(sum, unit);
+      });
+    each_unit(s, [](V<T>(&sum)[C::kSums], int v, const ForwardUnit<T>& unit) {
+      C::template output<T>(sum, v, unit);
+    });
+    count = 0;
+  }
+};
+
+// Sums of R rows for the units of one panel; gx holds their projected inputs, or is null.
 template <class T, class C, int R>
 __attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel,
-                                          const int32_t* active, const T* gx) {
+                                          const int32_t* active, const T* gx,
+                                          V<T> (*done)[C::kSums]) {
   constexpr int L = kLanes<T>;
   const Shape& shape = s.f.shape;
   V<T> sum[R][C::kSums];
@@ -124,13 +150,10 @@ __attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel
   for (int r = 0; r < R; ++r) rows[r] = s.h[active[r]];
   multiply<T, R, C::kSums, C::kVectors>(sum, rows, s.wh + panel * shape.hidden * C::kVectors * L,
                                         shape.hidden, C::h_sum);
-  // Indexing the sums in a loop would spill them from registers, so the cell reads a copy.
-  V<T> done[R][C::kSums];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int a = 0; a < C::kSums; ++a) done[r][a] = sum[r][a];
-  finish_block<T, C>(s, panel, active, R, done);
 }
 
 template <class T, class C>
@@ -168,6 +191,7 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
   }
 
   ForwardStep<T> step{f, wx, wh, bias, group.rows, h, 0};
+  Pending<T, C> pending;
   int64_t projected = 0;
   for (int64_t i = 0; i < s.steps; ++i) {
     const int64_t t = step.t = s.time(i);
@@ -193,8 +217,10 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
     for (int64_t p = p0; p < p1; ++p)
       for_blocks(count, [&](auto r, int64_t at) {
         const T* own = gx ? gx + ((p - p0) * capacity + projected + at) * width : nullptr;
-        step_block<T, C, r()>(step, p, active + at, own);
+        step_block<T, C, r()>(step, p, active + at, own, pending.next());
+        pending.add(step, p, active + at, r());
       });
+    pending.finish(step);
     projected += count;
     for (int64_t j = 0; j < group.size; ++j) {
       T* y = f.ys + (t * s.batch + group.rows[active[j]]) * s.hidden;

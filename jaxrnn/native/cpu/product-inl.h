@@ -100,7 +100,16 @@ void pack_transposed(T* panel, const T* w, int64_t depth, First first, Lanes lan
   for (int v = 0; v < N; ++v) {
     const int64_t n = min<int64_t>(lanes(v), L);
     const T* from = w + first(v) * depth;
-    for (int64_t k = 0; k < depth; ++k) {
+    int64_t k = 0;
+    for (; n == L && k + L <= depth; k += L) {
+      V<T> square[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) square[i] = load(from + i * depth + k);
+      transpose<T>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) store(panel + ((k + i) * N + v) * L, square[i]);
+    }
+    for (; k < depth; ++k) {
       T* to = panel + (k * N + v) * L;
       for (int64_t i = 0; i < n; ++i) to[i] = from[i * depth + k];
       for (int64_t i = n < 0 ? 0 : n; i < L; ++i) to[i] = 0;
