@@ -155,18 +155,50 @@ int check(const Case& c, double tolerance) {
   return failures;
 }
 
+// Few rows without a mask read the weights in place; all others run on packed weights.
+int check_choice() {
+  static bool direct;
+  Build spy = *builds().back();
+  spy.f32.direct = [](const Forward<float>&, Workspace&, int, int) { direct = true; };
+  spy.f32.forward = [](const Forward<float>&, const Plan&, const Schedule&, Workspace&, int) {
+    direct = false;
+  };
+  const Pool alone{1, nullptr};
+  const std::vector<uint8_t> mask(size_t(2 * kDirectRows), 1);
+  int failures = 0;
+  auto expect = [&](int64_t steps, int64_t batch, bool masked, bool wanted) {
+    Forward<float> call{};
+    call.cell = CellKind::lstm, call.shape = {steps, batch, 3, 4};
+    call.mask = masked ? mask.data() : nullptr;
+    direct = !wanted;
+    jaxrnn::run(spy, call, alone);
+    if (direct == wanted) return;
+    std::printf("T %ld B %ld: the wrong kernel\n", long(steps), long(batch));
+    ++failures;
+  };
+  expect(1, 1, false, true);
+  expect(1, 1, true, false);
+  expect(1, kDirectRows, false, true);
+  expect(2, kDirectRows / 2, false, true);
+  expect(1, kDirectRows + 1, false, false);
+  expect(2, kDirectRows, false, false);
+  expect(0, 1, false, false);
+  return failures;
+}
+
 }  // namespace
 
-// `few` checks four shapes that cover a single unit, cut vectors, several panels and work for
-// several threads.
+// `few` checks shapes that cover a single unit, cut vectors, several panels, and work for several
+// threads on packed weights and on weights in place.
 int main(int argc, char** argv) {
   const bool few = argc > 1 && std::strcmp(argv[1], "few") == 0;
-  const std::vector<Shape> some = {{5, 1, 3, 1}, {7, 5, 3, 17}, {6, 3, 33, 100}, {40, 5, 17, 64}};
+  const std::vector<Shape> some = {
+      {5, 1, 3, 1}, {7, 5, 3, 17}, {6, 3, 33, 100}, {40, 5, 17, 64}, {2, 4, 400, 257}};
   const std::vector<Shape> more = {{4, 7, 1, 63},   {0, 2, 3, 4},    {1, 1, 1, 3},
                                    {70, 2, 16, 64}, {9, 41, 20, 72}, {25, 3, 40, 300}};
   std::vector<Shape> shapes = some;
   if (!few) shapes.insert(shapes.end(), more.begin(), more.end());
-  int failures = 0, count = 0;
+  int failures = check_choice(), count = 0;
   for (CellKind cell : kCells)
     for (const Shape& shape : shapes)
       for (bool masked : {false, true}) {

@@ -5,6 +5,7 @@
 #include "kernel.h"
 
 #include "adjoint-inl.h"
+#include "direct-inl.h"
 #include "forward-inl.h"
 
 namespace {
@@ -19,6 +20,12 @@ void forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule, Wo
 }
 
 template <class T>
+void direct(const Forward<T>& f, Workspace& work, int member, int members) {
+  with_adjoint_cell(f.cell,
+                    [&](auto cell) { run_direct<T, decltype(cell)>(f, work, member, members); });
+}
+
+template <class T>
 void adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
              int member) {
   with_adjoint_cell(
@@ -26,7 +33,8 @@ void adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule, Wo
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {forward_memory<T>, forward<T>, adjoint_memory<T>, adjoint<T>};
+constexpr Kernels<T> kTable = {forward_memory<T>, forward<T>, direct<T>, adjoint_memory<T>,
+                               adjoint<T>};
 
 }  // namespace
 

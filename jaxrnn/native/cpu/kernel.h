@@ -105,12 +105,15 @@ void* private_memory(Workspace&, int member, int64_t bytes);  // 64-byte aligned
 void wait_for_all(Workspace&);
 
 constexpr int kSlots = 6;
+constexpr int64_t kDirectRows = 8;  // T B up to which `direct` may be called
 
 template <class T>
 struct Kernels {
   // Bytes that each shared slot must have.
   void (*forward_memory)(const Forward<T>&, const Plan&, int64_t (&bytes)[kSlots]);
   void (*forward)(const Forward<T>&, const Plan&, const Schedule&, Workspace&, int member);
+  // The forward pass of at most kDirectRows rows, without a mask and without packed weights.
+  void (*direct)(const Forward<T>&, Workspace&, int member, int members);
   void (*adjoint_memory)(const Adjoint<T>&, const Plan&, int64_t (&bytes)[kSlots]);
   void (*adjoint)(const Adjoint<T>&, const Plan&, const Schedule&, Workspace&, int member);
 };

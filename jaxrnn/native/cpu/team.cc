@@ -15,7 +15,7 @@ void* shared_memory(Workspace& work, int slot) { return work.shared_[size_t(slot
 
 void* private_memory(Workspace& work, int member, int64_t bytes) {
   auto& own = work.private_[size_t(member)];
-  own.push_back(allocate(bytes));
+  own.emplace_back(bytes);
   return own.back().get();
 }
 
@@ -125,12 +125,18 @@ double seconds_of_work(CellKind cell, const Shape& shape, int passes) {
   return double(passes) * double(shape.steps * shape.batch) * products / 40e9;
 }
 
+int threads_for(double work, const Pool& pool) { return work < 60e-6 ? 1 : pool.threads; }
+
+// Wait for other threads for at most a tenth of the time that one thread alone would need.
+std::chrono::microseconds patience(double work) {
+  return std::chrono::microseconds(std::clamp<int64_t>(int64_t(work * 1e5), 20, 2000));
+}
+
 template <class T, class Call, class Memory, class Kernel>
 void run_call(const Build& build, const Call& call, const Pool& pool, int passes, Memory memory,
               Kernel kernel) {
-  using std::chrono::microseconds;
   const double work = seconds_of_work(call.cell, call.shape, passes);
-  const int wanted = work < 60e-6 ? 1 : pool.threads;
+  const int wanted = threads_for(work, pool);
   Plan plan = choose_plan<T>(build, call.cell, call.shape, wanted);
   const Work rows = plan_work(call.shape, call.mask, plan.groups);
   const Schedule schedule = rows.schedule(call.shape);
@@ -142,9 +148,7 @@ void run_call(const Build& build, const Call& call, const Pool& pool, int passes
     workspace = std::make_unique<Workspace>(plan, bytes);
   };
   auto job = [&](int member) { kernel(call, plan, schedule, *workspace, member); };
-  // Wait for other threads for at most a tenth of the time that one thread alone would need.
-  const auto patience = microseconds(std::clamp<int64_t>(int64_t(work * 1e5), 20, 2000));
-  Team::run(pool, wanted, patience, prepare, job);
+  Team::run(pool, wanted, patience(work), prepare, job);
 }
 
 template <class T>
@@ -155,10 +159,31 @@ const Kernels<T>& table(const Build& build) {
     return build.f64;
 }
 
+// Packing the weights costs as much as the products of several rows.
+template <class T>
+bool is_direct(const Forward<T>& call) {
+  const int64_t rows = call.shape.steps * call.shape.batch;
+  return !call.mask && rows > 0 && rows <= kDirectRows;
+}
+
+template <class T>
+void run_direct(const Build& build, const Forward<T>& call, const Pool& pool) {
+  const double work = seconds_of_work(call.cell, call.shape, 1);
+  std::unique_ptr<Workspace> workspace;
+  int together = 1;
+  auto prepare = [&](int members) {
+    together = members;
+    workspace = std::make_unique<Workspace>(members);
+  };
+  auto job = [&](int member) { table<T>(build).direct(call, *workspace, member, together); };
+  Team::run(pool, threads_for(work, pool), patience(work), prepare, job);
+}
+
 }  // namespace
 
 template <class T>
 void run(const Build& build, const Forward<T>& call, const Pool& pool) {
+  if (is_direct(call)) return run_direct<T>(build, call, pool);
   run_call<T>(build, call, pool, 1, table<T>(build).forward_memory, table<T>(build).forward);
 }
 

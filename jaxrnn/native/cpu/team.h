@@ -4,16 +4,11 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <functional>
 #include <memory>
-#include <new>
 #include <thread>
+#include <utility>
 #include <vector>
-
-#if defined(_WIN32)
-#include <malloc.h>
-#endif
 
 #include "kernel.h"
 
@@ -59,33 +54,31 @@ class Barrier {
   alignas(64) std::atomic<int> round_{0};
 };
 
-struct Free {
-  void operator()(void* p) const {
-#if defined(_WIN32)
-    _aligned_free(p);
-#else
-    std::free(p);
-#endif
-  }
-};
-using Memory = std::unique_ptr<void, Free>;
+// Memory of a call, 64-byte aligned and without values. Fresh pages cost a call more than its
+// packed weights, so some memory is kept for the next call.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes);
+  ~Memory();
+  Memory(Memory&& other) noexcept : block_(std::exchange(other.block_, {})) {}
+  Memory& operator=(Memory&&) = delete;
+  void* get() const { return block_.at; }
 
-inline Memory allocate(int64_t bytes) {
-  const size_t size = size_t((bytes + 63) / 64 * 64 + 64);
-#if defined(_WIN32)
-  void* p = _aligned_malloc(size, 64);
-#else
-  void* p = std::aligned_alloc(64, size);
-#endif
-  if (!p) throw std::bad_alloc();
-  return Memory(p);
-}
+  struct Block {
+    void* at = nullptr;
+    size_t size = 0;
+  };
+
+ private:
+  Block block_;
+};
 
 class Workspace {
  public:
+  explicit Workspace(int members) { all_.reset(members); }
   Workspace(const Plan& plan, const int64_t (&bytes)[kSlots]) : private_(size_t(plan.members)) {
     all_.reset(plan.members);
-    for (int64_t n : bytes) shared_.push_back(allocate(n));
+    for (int64_t n : bytes) shared_.emplace_back(n);
   }
 
   Barrier all_;
