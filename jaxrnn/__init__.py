@@ -6,6 +6,7 @@
     strategies    one cell over time, in one direction
     native        kernels of Native: C++ for a CPU, CUDA for a GPU
     sharding      the types of arrays that several devices share
+    rows          arrays whose rows are independent, and `vmap` as more rows
     layers        directions, lengths and stacked layers: plain functions on plain pytrees
     modules       Recurrent, RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell for `flax.nnx`
     checks        argument checks and their errors

@@ -21,6 +21,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxrnn import rows
 from jaxrnn.sharding import needs_devices, result_types, shapes_like, without_variation
 
 Tree = Any
@@ -45,6 +46,13 @@ class LinearMap:
     def adjoint(self, fixed: Tree, like: Tree, cotangents: Tree) -> Tree:
         """Cotangents of the operands; `like` has the shapes and dtypes of the operands."""
         return self.transposed(fixed, like, cotangents)
+
+    def rows(self, fixed: Tree, operands: Tree, results: Tree) -> Any:
+        """The axis of the rows in each array of the three pytrees, as `jaxrnn.rows` describes it.
+
+        None if rows are not independent of each other. Only shapes and dtypes count.
+        """
+        return None
 
     def transposed(self, fixed: Tree, like: Tree, cotangents: Tree) -> Tree:
         """Cotangents of the operands, by transposing `plain`. Not to be overridden."""
@@ -190,8 +198,11 @@ def _jvp(
     return out, [sum(parts[1:], parts[0]) for parts in zip(*terms, strict=True)]
 
 
-def _batch(primitive: Primitive, arguments: Any, axes: Any, *, call: _Call):
-    size = next(x.shape[d] for x, d in zip(arguments, axes, strict=True) if d is not None)
+def _batch(primitive: Primitive, shapes: str, arguments: Any, axes: Any, *, call: _Call):
+    merged = _merge(primitive, shapes, arguments, axes, call)
+    if merged is not None:
+        return merged
+    size = rows.size_of(arguments, axes)
     count = call.fixed.num_leaves
     moved = [
         x if d is None and k < count else batching.bdim_at_front(x, d, size)
@@ -208,6 +219,37 @@ def _batch(primitive: Primitive, arguments: Any, axes: Any, *, call: _Call):
     )
     out = primitive.bind(*moved, call=call)
     return out, [0] * len(out)
+
+
+def _merge(primitive: Primitive, shapes: str, arrays: Any, axes: Any, call: _Call) -> Any:
+    """`vmap` as more rows; None if the map has no rows, or an array is mapped that has none.
+
+    Then the cotangent of a weight that is not mapped is summed where it is computed.
+    """
+    members = list(map(rows.without_axis, arrays, axes))
+    fixed = jax.tree.unflatten(call.fixed, members[: call.fixed.num_leaves])
+    linear = [s.unflatten(s.leaves) for s in (call.operands, call.results)]
+    described = call.linear_map.rows(fixed, *linear)
+    if described is None:
+        return None
+    of_fixed, *of_linear = map(jax.tree.leaves, described)
+    given, found = of_linear if shapes == "results" else reversed(of_linear)
+    operands, like = of_fixed + given, getattr(call, shapes).leaves
+    if not rows.can_merge(arrays, axes, operands, found, like):
+        return None
+    size = rows.size_of(arrays, axes)
+
+    def grow(shapes: _Shapes, axes: Any) -> _Shapes:
+        return shapes._replace(
+            leaves=tuple(
+                rows.with_rows(s, d, size) for s, d in zip(shapes.leaves, axes, strict=True)
+            )
+        )
+
+    call = call._replace(
+        operands=grow(call.operands, of_linear[0]), results=grow(call.results, of_linear[1])
+    )
+    return rows.run_merged(partial(primitive.bind, call=call), arrays, axes, operands, found)
 
 
 def _transpose(other: Primitive, cotangents: Any, *arguments: Any, call: _Call):
@@ -238,7 +280,7 @@ def _primitive(
     primitive.def_impl(jax.jit(run, static_argnames="call"))
     mlir.register_lowering(primitive, lower)
     ad.primitive_jvps[primitive] = partial(_jvp, primitive, plain)
-    batching.primitive_batchers[primitive] = partial(_batch, primitive)
+    batching.primitive_batchers[primitive] = partial(_batch, primitive, shapes)
     return primitive
 
 

@@ -22,7 +22,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad
 
-from jaxrnn import sharding
+from jaxrnn import rows, sharding
 from jaxrnn.cells import Carry, Weights
 from jaxrnn.derivative import linear_map
 
@@ -51,7 +51,10 @@ class Recurrence:
     """True if JAX can transpose and differentiate `push_saving`, which then replaces `push`."""
 
     local: bool = False
-    """True if `run` and `pull` are custom primitives, which run on the rows of each device."""
+    """True if `run` and `pull` are custom primitives, which run on the rows of each device.
+
+    Their rows are independent of each other, so `vmap` over arrays with rows is one with more rows.
+    """
 
     saves_steps: bool = True
     """True if `run` saves nothing, or only arrays with one entry for each step, (T, B, ·)."""
@@ -209,3 +212,20 @@ class TangentMap(linear_map.LinearMap):
 
     def adjoint(self, fixed: Fixed, like: Any, cotangents: Tangents) -> Operands:
         return self.recurrence.pull(fixed, like, cotangents)
+
+    def rows(self, fixed: Fixed, operands: Operands, results: Tangents) -> Any:
+        if not self.recurrence.local:  # the cell may compute anything from all rows
+            return None
+        weights, x, carry, *steps = fixed
+        dweights, dx, dcarry = operands
+        dys, dlast = results
+        by_step, by_row = partial(rows.axis_of, 1), partial(rows.axis_of, 0)
+        return (
+            (rows.of_weights(weights), by_step(x), by_row(carry), by_step(steps)),
+            (
+                None if dweights is None else rows.of_weights(dweights),
+                by_step(dx),
+                by_row(dcarry),
+            ),
+            (by_step(dys), by_row(dlast)),
+        )

@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-NO_ROWS = -1
+from jaxrnn.rows import NO_ROWS
 
 
 def run_by_rows(

@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax import Array
+from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from jaxrnn.native.partition import run_by_rows
+from jaxrnn.rows import can_merge, run_each, run_merged, without_axis
 from jaxrnn.sharding import needs_devices, result_types, without_variation
 
 
@@ -17,11 +18,19 @@ def _always(*_: Any) -> bool:
     return True
 
 
+def _never(*_: Any) -> bool:
+    return False
+
+
 class Kernel(NamedTuple):
-    """A kernel `run(call, *arguments)`, and whether it serves arguments of these shapes."""
+    """A kernel `run(call, *arguments)` for arguments whose shapes it `serves`.
+
+    `serves_each` tells whether, for stacked weights, one call for each member is the fastest way.
+    """
 
     run: Callable[..., Any]
     serves: Callable[..., bool] = _always
+    serves_each: Callable[..., bool] = _never
 
 
 def make_primitive(
@@ -35,11 +44,15 @@ def make_primitive(
     Args:
         name: name of the primitive.
         plain: the same function in JAX operations. It runs on other platforms, for arguments that a
-            kernel does not serve, under `vmap` and in exported programs.
+            kernel does not serve and in exported programs.
         kernels: kernels to run instead, by platform. On a batch that is sharded over devices, each
             device runs its own rows.
-        rows: `rows(call, *arguments)` returns the axis of the rows, or `partition.NO_ROWS`, of each
+        rows: `rows(call, *arguments)` returns the axis of the rows, or `rows.NO_ROWS`, of each
             array: in the structure of the arguments, and in that of the results.
+
+    Under `vmap` over arrays with rows alone, a kernel runs once with more rows. Otherwise, as for
+    stacked weights or the gradient of each sample, it runs once for each member where it
+    `serves_each`, and elsewhere `plain` runs.
     """
 
     def flat(run: Any) -> Any:
@@ -53,9 +66,23 @@ def make_primitive(
         out = jax.eval_shape(partial(flat(plain), **options), *like)
         return result_types(out, leaves)
 
-    def batch(arguments: Any, axes: Any, **options: Any) -> tuple[list[Array], list[int]]:
-        out = jax.vmap(partial(flat(plain), **options), in_axes=tuple(axes))(*arguments)
-        return out, [0] * len(out)
+    def batch(arrays: Any, mapped: Any, *, call: Any, structure: Any, devices: Any) -> Any:
+        options = {"call": call, "structure": structure, "devices": devices}
+        bind = partial(primitive.bind, **options)
+        member = list(map(without_axis, arrays, mapped))
+        arguments = jax.tree.unflatten(structure, member)
+        operands, results = map(jax.tree.leaves, rows(call, *arguments))
+        shapes = jax.eval_shape(partial(flat(plain), **options), *member)
+        if can_merge(arrays, mapped, operands, results, shapes):
+            return run_merged(bind, arrays, mapped, operands, results)
+        each = {
+            platform: lambda *arrays: run_each(bind, arrays, mapped)
+            for platform, kernel in kernels.items()
+            if kernel.serves_each(call, *arguments)
+        }
+        as_plain = jax.vmap(partial(flat(plain), **options), in_axes=tuple(mapped))
+        found = lax.platform_dependent(*arrays, default=as_plain, **each)
+        return found, [0] * len(found)
 
     def call_primitive(call: Any, *arguments: Any) -> Any:
         leaves, structure = jax.tree.flatten(arguments)

@@ -4,8 +4,9 @@ Forward and backward are one call each (`jaxrnn/native`). Between them stand the
 (4 H numbers a step for LSTM and GRU, and the LSTM's c): the backward pass reads them and overwrites
 them with the projections' cotangents.
 
-What the kernel does not serve runs on `Scan`, with the same numbers to rounding: forward mode, the
-second derivative, `vmap`, `jax.export`, and every platform without a kernel.
+Under `vmap` over inputs the kernel runs once with more rows, and over stacked weights, on a CPU,
+once for each member. What it does not serve runs on `Scan`, with the same numbers to rounding:
+forward mode, the second derivative, `jax.export`, and every platform without a kernel.
 """
 
 import dataclasses
@@ -17,13 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxrnn import cells, native
+from jaxrnn import cells, native, rows
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
 from jaxrnn.derivative import linear_map, rule
 from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
 from jaxrnn.native import primitive
-from jaxrnn.native.partition import NO_ROWS
 from jaxrnn.strategies import cuda
 from jaxrnn.strategies.base import Base, Capabilities, require
 from jaxrnn.strategies.scan import ScanRecurrence, steps_per_iteration
@@ -97,7 +97,7 @@ class Native(Base):
         if not why and jax.default_backend() == "gpu" and carry[0].dtype != jnp.float64:
             lacks = cuda.refusal(CELLS.index(cell), weights, x, carry)
             why = lacks and f"strategies.Native cannot run here: {lacks}."
-        if not why and math.prod(steps) >= 2**31:
+        if not why and math.prod(steps) >= rows.MOST:
             why = f"strategies.Native takes T * B below 2**31, got {x.shape[:2]}."
         return why
 
@@ -290,6 +290,19 @@ def _serves_adjoint(call: AdjointCall, fixed: Any, _: Any) -> bool:
     return _served_on_cuda(call.kernel, *fixed[:3])
 
 
+def _faster_for_each(x: Any, carry: Any) -> bool:
+    """One row of many units waits for its threads at each step."""
+    return x.shape[1] > 1 or carry[0].shape[-1] <= 64
+
+
+def _serves_each_forward(call: ForwardCall, weights: Weights, x: Any, carry: Any, _: Any) -> bool:
+    return _faster_for_each(x, carry)
+
+
+def _serves_each_adjoint(call: AdjointCall, fixed: Any, _: Any) -> bool:
+    return _faster_for_each(*fixed[1:3])
+
+
 def _forward_on_cuda(
     call: ForwardCall, weights: Weights, x: Array, carry: Carry, mask: Array | None
 ):
@@ -309,37 +322,40 @@ def _adjoint_on_cuda(call: AdjointCall, fixed: Any, cotangents: Any):
     return None if dweights is None else dweights._replace(cell=[]), dx, dcarry
 
 
-def _at(axis: int, tree: Any) -> Any:
-    """The axis of the rows for each array of a pytree; an absent array has one axis and no rows."""
-    return jax.tree.map(lambda a: axis if a.ndim > 1 else NO_ROWS, tree)
-
-
-def _of_weights(weights: Weights) -> Weights:
-    """The axis of the rows for each array of weights: only initial states have rows."""
-    shared = _at(NO_ROWS, weights._replace(initial=None))
-    return shared._replace(initial=_at(0, weights.initial))
-
-
 def _forward_rows(call: ForwardCall, weights: Weights, x: Any, carry: Any, mask: Any) -> Any:
     saved = _saved_shapes(call, x, carry)
-    arguments = (_of_weights(weights), _at(1, x), _at(0, carry), _at(1, mask))
-    return arguments, (_at(1, x), _at(0, carry), _at(1, saved))
+    arguments = (
+        rows.of_weights(weights),
+        rows.axis_of(1, x),
+        rows.axis_of(0, carry),
+        rows.axis_of(1, mask),
+    )
+    return arguments, (rows.axis_of(1, x), rows.axis_of(0, carry), rows.axis_of(1, saved))
 
 
 def _adjoint_rows(call: AdjointCall, fixed: Any, cotangents: Any) -> Any:
     weights, x, carry, *steps = fixed
     d_ys, d_last = cotangents
-    arguments = (_of_weights(weights), _at(1, x), _at(0, carry), _at(1, steps))
-    dweights = _of_weights(weights._replace(cell=[])) if call.with_weights else None
-    dx = _at(1, x) if call.with_dx else None
-    return (arguments, (_at(1, d_ys), _at(0, d_last))), (dweights, dx, _at(0, carry))
+    arguments = (
+        rows.of_weights(weights),
+        rows.axis_of(1, x),
+        rows.axis_of(0, carry),
+        rows.axis_of(1, steps),
+    )
+    dweights = rows.of_weights(weights._replace(cell=[])) if call.with_weights else None
+    dx = rows.axis_of(1, x) if call.with_dx else None
+    return (arguments, (rows.axis_of(1, d_ys), rows.axis_of(0, d_last))), (
+        dweights,
+        dx,
+        rows.axis_of(0, carry),
+    )
 
 
 forward = primitive.make_primitive(
     "jaxrnn_forward",
     _forward_plain,
     {
-        "cpu": primitive.Kernel(_forward_on_cpu),
+        "cpu": primitive.Kernel(_forward_on_cpu, serves_each=_serves_each_forward),
         "cuda": primitive.Kernel(_forward_on_cuda, _serves_forward),
     },
     _forward_rows,
@@ -348,7 +364,7 @@ adjoint = primitive.make_primitive(
     "jaxrnn_adjoint",
     _adjoint_plain,
     {
-        "cpu": primitive.Kernel(_adjoint_on_cpu),
+        "cpu": primitive.Kernel(_adjoint_on_cpu, serves_each=_serves_each_adjoint),
         "cuda": primitive.Kernel(_adjoint_on_cuda, _serves_adjoint),
     },
     _adjoint_rows,

@@ -236,9 +236,45 @@ def test_a_gradient_makes_two_calls_and_forward_mode_uses_scan():
     run = lambda *a: strategies.Native()(cells.lstm, *a)[0].sum()  # noqa: E731
     assert calls(run, *args) == [native.FORWARD]
     assert calls(jax.grad(run), *args) == [native.FORWARD, native.ADJOINT]
-    rows = args[0], args[1][:, :, None], jax.tree.map(lambda c: c[:, None], args[2])
-    assert calls(jax.vmap(run, in_axes=(None, 1, 0)), *rows) == []
     assert calls(lambda *a: jax.jvp(run, a, a)[1], *args) == []
+
+
+def stacked(count, shape, seed=0):
+    several = [arguments(cells.lstm, shape, jnp.float32, seed=seed + k) for k in range(count)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+
+
+def test_vmap_over_inputs_is_one_call_with_more_rows():
+    """Of its gradient too, which needs no memory for the weights' gradients of each member."""
+    count, hidden = 50, 64
+    (weights, *_), (_, x, carry) = (
+        arguments(cells.lstm, (4, 2, 3, hidden), jnp.float32),
+        stacked(count, (4, 2, 3, hidden)),
+    )
+
+    def total(weights, x, carry):
+        run = lambda x, carry: strategies.Native()(cells.lstm, weights, x, carry)[0]  # noqa: E731
+        return jax.vmap(run)(x, carry).sum()
+
+    assert calls(total, weights, x, carry) == [native.FORWARD]
+    gradient = jax.jit(jax.grad(total)).lower(weights, x, carry).compile()
+    assert "while(" not in gradient.as_text()
+    assert calls(jax.grad(total), weights, x, carry) == [native.FORWARD, native.ADJOINT]
+    weight = 4 * hidden * hidden * 4
+    assert gradient.memory_analysis().temp_size_in_bytes < count / 2 * weight
+
+
+@pytest.mark.parametrize(
+    ("batch", "hidden", "served"), [(2, 80, True), (1, 64, True), (1, 80, False)]
+)
+def test_vmap_over_stacked_weights_is_a_call_for_each_unless_each_is_one_wide_row(
+    batch, hidden, served
+):
+    args = stacked(3, (4, batch, 3, hidden))
+    run = lambda *a: strategies.Native()(cells.lstm, *a)[0].sum()  # noqa: E731
+    assert calls(jax.vmap(run), *args) == [native.FORWARD] * served
+    both = [native.FORWARD, native.ADJOINT]
+    assert calls(jax.vmap(jax.grad(run)), *args) == both * served
 
 
 def test_a_gradient_stores_the_gates_once():
