@@ -39,11 +39,14 @@ JAXRNN_INLINE void for_blocks(int64_t count, F&& f) {
   }
 }
 
-// Number of vectors in a panel of plain columns: the largest of 4, 2, 1 that divides the columns.
+// Number of vectors in a panel of plain columns, 4, 2 or 1. Wide panels use the registers best; in
+// the last one, up to a ninth of all vectors may be empty for that.
 template <class T>
 int panel_vectors(int64_t columns) {
   const int64_t vectors = ceil_div(columns, kLanes<T>);
-  return vectors % 4 == 0 ? 4 : vectors % 2 == 0 ? 2 : 1;
+  const int64_t in_twos = ceil_div(vectors, 2) * 2, in_fours = ceil_div(vectors, 4) * 4;
+  if (in_fours == in_twos || 8 * in_fours <= 9 * vectors) return vectors > 1 ? 4 : 1;
+  return vectors > 1 ? 2 : 1;
 }
 
 template <class F>
