@@ -29,6 +29,8 @@ are functions of the outputs and the batch.
     0.5
 """
 
+from jaxrnn.training.clipping import clip_grad_norm
+from jaxrnn.training.evaluation import evaluate, predict
 from jaxrnn.training.loop import History, fit
 from jaxrnn.training.losses import (
     accuracy,
@@ -40,7 +42,7 @@ from jaxrnn.training.losses import (
 )
 from jaxrnn.training.placement import join_rows
 from jaxrnn.training.restore import load
-from jaxrnn.training.steps import clip_grad_norm, evaluate, forward, predict, train_step
+from jaxrnn.training.steps import forward, train_step
 from jaxrnn.training.truncated import carry_forward, segments, tbptt
 
 __all__ = [

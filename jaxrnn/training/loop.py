@@ -11,11 +11,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from jaxrnn.training import placement, scoring, signals, steps
+from jaxrnn.training.epoch import train_epoch
 from jaxrnn.training.losses import cross_entropy
 from jaxrnn.training.metrics import Record
 from jaxrnn.training.run import Run
+from jaxrnn.training.scoring import Forward, Score
 from jaxrnn.training.source import Data, Source
-from jaxrnn.training.steps import Forward, Score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +179,7 @@ def fit(
         raise ValueError("`fit(resume=True)` needs the `folder` to resume from.")
     if sharding is not None:
         placement.check("fit(sharding)", sharding)
-    chosen = scoring.choose(loss, dict(steps.named(metrics)), forward, watch, better)
+    chosen = scoring.choose(loss, dict(scoring.named(metrics)), forward, watch, better)
     if isinstance(validation, Iterator):  # it would be empty after the first epoch
         validation = list(validation)
     where = None if folder is None else Path(folder)
@@ -192,7 +193,7 @@ def fit(
             while run.epoch < epochs and not run.stale(patience) and not run.ending:
                 if until is not None and run.processes.largest(bool(until(run.metrics.records))):
                     break
-                run.train_epoch(save_every, validation)
+                train_epoch(run, save_every, validation)
                 ended = not run.position and not run.ending
                 if ended and run.epoch % save_epochs == 0:
                     run.save()

@@ -1,8 +1,7 @@
-"""A run of `fit`: its progress, its next epoch, and how it is saved and resumed."""
+"""A run of `fit`: its progress, and how it is saved and resumed."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any, NoReturn
@@ -15,16 +14,14 @@ from jax.sharding import NamedSharding, Sharding
 
 from jaxrnn.sharding import is_divided
 from jaxrnn.training import checkpoints, scoring, state
-from jaxrnn.training.batches import shapes, signature
 from jaxrnn.training.folder import claim, restate
 from jaxrnn.training.lock import Lock
 from jaxrnn.training.metrics import Mark, Metrics, Record
-from jaxrnn.training.placement import place_batch, place_modules, placements
+from jaxrnn.training.placement import place_modules
 from jaxrnn.training.processes import ALONE, Processes
 from jaxrnn.training.scoring import Scoring
 from jaxrnn.training.signals import Signals
 from jaxrnn.training.source import Source
-from jaxrnn.training.steps import compiled_step, evaluate
 
 _FAILED = 1 << 16  # larger than the number of any signal
 
@@ -118,34 +115,12 @@ class Run:
             return False
         return self.epoch - self.best[0] > patience
 
-    def train_epoch(self, save_every: int | None, validation: Iterable[Any] | None) -> None:
-        """Train on the rest of an epoch and validate; end early after a signal."""
-        for batch in self.source.left(self.epoch):
-            self.agree()
-            # Save before a step, not after: the end of an epoch is saved with its validation.
-            due = save_every and self.position and self.step % save_every == 0
-            if (due or self.ending) and self.saved != (self.epoch, self.step):
-                self.save()
-            if self.ending:
-                return
-            self._train_step(batch)
-            self.last = self.epoch, self.position, batch
-            self.position += 1
-        if not self.position:
-            raise ValueError(
-                f"`fit(data)` gave no batches for epoch {self.epoch}. A generator gives each batch "
-                "once: pass a function of the epoch, or `epoch_steps` for one that does not end."
-            )
-        if validation is not None:
-            self._validate(validation)
-        self.epoch, self.position = self.epoch + 1, 0
-
     def save(self) -> None:
         """Require finite parameters, and write a checkpoint if there is a folder."""
         for name, array in state.host(nnx.state(self.model, nnx.Param)).items():
             isfinite = jnp.isfinite if is_divided(array) else np.isfinite
             if jnp.issubdtype(array.dtype, jnp.inexact) and not isfinite(array).all():
-                self._stop(f"`{name}` was not finite after step {self.step}")
+                self.diverge(f"`{name}` was not finite after step {self.step}")
         self.saved = self.epoch, self.step
         if self.folder is None:
             return
@@ -174,69 +149,8 @@ class Run:
         # Continue from the saved arrays, as a resumed run does: they lack JAX's weak types.
         self._restore(state.device(self._state(), arrays))
 
-    def _train_step(self, batch: Any) -> None:
-        shape = signature(batch)
-        if shape not in self.shapes and len(self.shapes) == self.most_compilations:
-            raise ValueError(
-                f"`fit(most_compilations={self.most_compilations})` met one more shape of batches, "
-                f"{shapes(batch)}. Pad to fewer lengths, with `buckets`."
-            )
-        self.shapes.add(shape)
-        scoring = self.scoring
-        metrics = tuple(scoring.metrics.items())
-        kept = placements(self.sharding, self.model, self.optimizer)
-        compiled, traces = compiled_step(scoring.loss, metrics, scoring.forward, kept)
-        before = len(traces)
-        placed = place_batch(batch, self.sharding)
-        scores = jax.device_get(compiled(self.model, self.optimizer, placed))
-        self.compilations += len(traces) - before
-        loss = float(scores["loss"])
-        if not math.isfinite(loss):
-            self._stop(f"the loss was {loss} at step {self.step + 1}, in epoch {self.epoch}")
-        self.step += 1
-        order = ("loss", *scoring.metrics, "learning_rate")  # a compiled function sorts by name
-        self._write({name: scores[name] for name in order if name in scores})
-
-    def _validate(self, batches: Iterable[Any]) -> None:
-        """Evaluate at the end of an epoch, and keep the weights if they are the best so far."""
-        scoring = self.scoring
-        scores = evaluate(
-            self.model,
-            batches,
-            loss=scoring.loss,
-            metrics=scoring.metrics,
-            forward=scoring.forward,
-            sharding=self.sharding,
-        )
-        if not math.isfinite(scores["loss"]):
-            self._stop(f"the validation loss was {scores['loss']} after step {self.step}")
-        named = {f"validation_{name}": scores[name] for name in ("loss", *scoring.metrics)}
-        self._write(named)
-        score = scoring.sign * named[scoring.watch]
-        if math.isfinite(score) and (self.best is None or score < self.best[1]):
-            self.best = self.epoch, score
-            self.best_weights = state.weights(self.model)
-
-    def _write(self, scores: Mapping[str, Any]) -> None:
-        values = {name: float(value) for name, value in scores.items()}
-        record = {
-            "epoch": self.epoch,
-            "step": self.step,
-            # JSON cannot represent non-finite numbers.
-            **{name: value if math.isfinite(value) else None for name, value in values.items()},
-            "seconds": round(monotonic() - self.started, 3),
-        }
-        try:
-            self.metrics.write(record)
-        except OSError as error:
-            failure = restate(f"The metrics of step {self.step} were not written", error)
-            if self.processes.count == 1:
-                raise failure from error
-            self.failure = failure
-        if self.log is not None and self.processes.first:
-            self.log(record)
-
-    def _stop(self, reason: str) -> NoReturn:
+    def diverge(self, reason: str) -> NoReturn:
+        """End the run with an error that says what was not finite, and what is saved."""
         saved = checkpoints.steps(self.folder) if self.folder else []
         rest = f" The checkpoint of step {saved[-1]} is in `{self.folder}`." if saved else ""
         raise FloatingPointError(

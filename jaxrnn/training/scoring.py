@@ -1,11 +1,16 @@
 """Loss, metrics and watched score of a run."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
 
-from jaxrnn.training.steps import Forward, Score
+import jax.numpy as jnp
+from jax import Array
 
+Score: TypeAlias = Callable[[Any, Any], Any]  # (outputs, batch) -> scalar
+Forward: TypeAlias = Callable[[Any, Any], Any]  # (model, batch) -> outputs
+
+RESERVED = {"epoch", "step", "loss", "learning_rate", "seconds"}  # names in a record
 _BETTER = {"validation_loss": "lower", "validation_accuracy": "higher"}
 
 
@@ -47,3 +52,29 @@ def choose(
 def describe(watch: str, sign: int) -> str:
     """The arguments of `fit` that choose a watched score."""
     return f'watch="{watch}", better="{"lower" if sign > 0 else "higher"}"'
+
+
+def named(metrics: Mapping[str, Score] | None) -> tuple[tuple[str, Score], ...]:
+    """Metrics as a hashable value.
+
+    Raises:
+        ValueError: for a name that the records already use.
+    """
+    metrics = metrics or {}
+    for name in metrics:
+        if name in RESERVED or name.startswith("validation_"):
+            raise ValueError(
+                f"No metric may have the name `{name}`, which the records already use."
+            )
+    return tuple(metrics.items())
+
+
+def scalar(name: str, value: Any) -> Array:
+    """A score as an array of shape ()."""
+    value = jnp.asarray(value)
+    if value.shape != ():
+        raise ValueError(
+            f"`{name}` must be a scalar, got shape {value.shape}: take its mean, or "
+            "`training.masked_mean` over the true steps."
+        )
+    return value

@@ -1,68 +1,19 @@
-"""Training step, evaluation and predictions; gradient clipping as in PyTorch."""
+"""One training step: the forward pass, the gradient and the optimizer's update."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from jax.sharding import NamedSharding
 
-from jaxrnn.sharding import fetch
-from jaxrnn.training import placement, state
-from jaxrnn.training.batches import as_arrays, as_batch, rows, shapes, true_steps
+from jaxrnn.training import state
+from jaxrnn.training.batches import as_arrays, as_batch
 from jaxrnn.training.losses import cross_entropy
-from jaxrnn.training.placement import keep_placements, place_batch
-
-Score: TypeAlias = Callable[[Any, Any], Any]  # (outputs, batch) -> scalar
-Forward: TypeAlias = Callable[[Any, Any], Any]  # (model, batch) -> outputs
-
-RESERVED = {"epoch", "step", "loss", "learning_rate", "seconds"}  # names in a record
-
-
-def clip_grad_norm(max_norm: float) -> optax.GradientTransformation:
-    """Clips the global norm of the gradients, as `torch.nn.utils.clip_grad_norm_` does.
-
-    g ← g · min(1, max_norm / (‖g‖ + 1e-6)),  with ‖g‖ = sqrt(Σ g²) over all parameters
-
-    `optax.clip_by_global_norm` divides by ‖g‖ alone, and only if ‖g‖ > max_norm. The two differ
-    by 1e-6 / ‖g‖ relative to the gradient. For a large norm this is below float32's rounding, but
-    far above float64's, so two training runs differ visibly after a few steps.
-
-    Args:
-        max_norm: largest norm, 0 or more; infinity clips nothing.
-
-    Raises:
-        ValueError: for a negative or NaN `max_norm`.
-
-    Example:
-        >>> import jax.numpy as jnp, optax
-        >>> from jaxrnn import training
-        >>> tx = optax.chain(training.clip_grad_norm(1.0), optax.adam(1e-3))
-        >>> clip = training.clip_grad_norm(1.0)
-        >>> clipped, _ = clip.update({"w": jnp.array([30.0, 40.0])}, clip.init(None))
-        >>> [round(float(g), 4) for g in clipped["w"]]
-        [0.6, 0.8]
-
-    Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks",
-    2013.
-    """
-    if not max_norm >= 0:
-        raise ValueError(f"`clip_grad_norm(max_norm)` needs max_norm of 0 or more, got {max_norm}.")
-
-    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> Any:
-        del params
-        leaves = jax.tree.leaves(updates)
-        with jax.numpy_dtype_promotion("standard"):  # parameters may be of several dtypes
-            norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in leaves))
-        scale = jnp.minimum(max_norm / (norm + 1e-6), 1.0)
-        return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
-
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+from jaxrnn.training.placement import keep_placements
+from jaxrnn.training.scoring import Forward, Score, named, scalar
 
 
 def forward(model: Any, batch: Any) -> Any:
@@ -174,7 +125,7 @@ def update(
 
     def objective(model: nnx.Module) -> tuple[Array, Any]:
         outputs = forward(model, batch)
-        return _scalar("loss", loss(outputs, batch)), outputs
+        return scalar("loss", loss(outputs, batch)), outputs
 
     # optax's line searches require `value_fn` to accept every argument given to the optimizer.
     def value_fn(params: Any, grad_fn: Any = None, obj_fn: Any = None) -> Array:
@@ -202,7 +153,7 @@ def update(
         optimizer.update(model, grads, **extra)
     scores = {"loss": value}
     for name, metric in metrics:
-        scores[name] = _scalar(name, metric(outputs, batch))
+        scores[name] = scalar(name, metric(outputs, batch))
     rate = state.learning_rate(optimizer)
     return (scores if rate is None else {**scores, "learning_rate": rate}), outputs
 
@@ -210,159 +161,3 @@ def update(
 def _copy(state: Any) -> Any:
     """The same arrays in new variables."""
     return jax.tree.map(lambda array: array, state)
-
-
-def predict(
-    model: nnx.Module,
-    batches: Iterable[Any],
-    *,
-    forward: Forward = forward,
-    sharding: NamedSharding | None = None,
-) -> np.ndarray | Any:
-    """Outputs for every row of every batch, in order, in evaluation mode.
-
-    The model's own mode is unchanged.
-
-    Args:
-        model: the model to call.
-        batches: any pytrees of arrays.
-        forward: function of the model and a batch that returns the outputs.
-        sharding: placement of the rows, as in `fit`. In several processes each one gets all
-            outputs.
-
-    Returns:
-        The outputs as NumPy arrays, joined along their first axis.
-
-    Raises:
-        ValueError: for no batches; for outputs whose first axis is not the axis of rows, or whose
-            other axes differ between batches. Predict such batches one by one.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from jaxrnn import data, training
-        >>> batch = data.Batch(jnp.eye(2), jnp.array([0, 1]))
-        >>> training.predict(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), [batch, batch]).shape
-        (4, 3)
-    """
-    _check_sharding("predict", sharding)
-    run = _compiled_evaluation((), forward, outputs=True)
-    batches = [as_arrays(batch) for batch in batches]
-    results = [jax.tree.map(fetch, run(model, place_batch(batch, sharding))) for batch in batches]
-    if not results:
-        raise ValueError("`predict` got no batches.")
-    if len(results) == 1:
-        return results[0]
-    for batch, result in zip(batches, results, strict=True):
-        for leaf, first in zip(jax.tree.leaves(result), jax.tree.leaves(results[0]), strict=True):
-            if np.ndim(leaf) == 0 or len(leaf) != rows(batch) or leaf.shape[1:] != first.shape[1:]:
-                raise ValueError(
-                    "`predict` joins outputs along the rows of the batches, and cannot join shapes "
-                    f"{shapes(result)} of a batch of {rows(batch)} rows to {shapes(results[0])}. "
-                    "Predict each batch separately, or pass a `forward` that returns less."
-                )
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
-
-
-def evaluate(
-    model: nnx.Module,
-    batches: Iterable[Any],
-    *,
-    loss: Score = cross_entropy,
-    metrics: Mapping[str, Score] | None = None,
-    forward: Forward = forward,
-    sharding: NamedSharding | None = None,
-) -> dict[str, float]:
-    """Loss and metrics over all batches, in evaluation mode.
-
-    Each score is computed for each batch and averaged over the batches, weighted by their rows; if
-    the labels of all batches have an axis of steps, by their true steps. For a score that is not a
-    mean over rows or steps, such as an F1 score, pass all rows in one batch.
-
-    Args:
-        model: the model to evaluate; its own mode is unchanged.
-        batches, loss, metrics, forward: as in `train_step`.
-        sharding: placement of the rows, as in `fit`.
-
-    Returns:
-        The loss and the metrics by name.
-
-    Raises:
-        ValueError: for no batches; for a loss or a metric that is not a scalar.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from jaxrnn import data, training
-        >>> model = nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0))
-        >>> model.kernel[...] = jnp.eye(2)
-        >>> two, one = jnp.eye(2), jnp.array([[2.0, 1.0]])
-        >>> batches = [data.Batch(two, jnp.array([0, 1])), data.Batch(one, jnp.array([1]))]
-        >>> scores = training.evaluate(model, batches, metrics={"accuracy": training.accuracy})
-        >>> round(scores["accuracy"], 4)
-        0.6667
-    """
-    _check_sharding("evaluate", sharding)
-    run = _compiled_evaluation((("loss", loss), *named(metrics)), forward, outputs=False)
-    values, steps, counts = [], [], []
-    for batch in map(as_arrays, batches):
-        values.append(jax.device_get(run(model, place_batch(batch, sharding))))
-        steps.append(true_steps(batch))
-        counts.append(rows(batch))
-    if not values:
-        raise ValueError("`evaluate` got no batches.")
-    weights = np.array(counts if None in steps else steps, np.float64)
-    shares = (weights / max(weights.sum(), 1)).tolist()
-
-    def mean(name: str) -> float:
-        first, *rest = (float(value[name]) for value in values)
-        # This form makes the mean of equal values exact to the last bit.
-        return first + sum(w * (v - first) for w, v in zip(shares[1:], rest, strict=True))
-
-    return {name: mean(name) for name in ("loss", *(metrics or {}))}
-
-
-def _check_sharding(call: str, sharding: NamedSharding | None) -> None:
-    if sharding is not None:
-        placement.check(f"{call}(sharding)", sharding)
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled_evaluation(
-    scores: tuple[tuple[str, Score], ...], forward: Forward, *, outputs: bool
-) -> Callable[..., Any]:
-    @nnx.jit
-    def run(model: nnx.Module, batch: Any) -> Any:
-        copy = nnx.clone(model)  # calling eval() on the model itself would outlive this call
-        copy.eval()
-        result = forward(copy, batch)
-        if outputs:
-            return result
-        return {name: _scalar(name, score(result, batch)) for name, score in scores}
-
-    return run
-
-
-def named(metrics: Mapping[str, Score] | None) -> tuple[tuple[str, Score], ...]:
-    """Metrics as a hashable value.
-
-    Raises:
-        ValueError: for a name that the records already use.
-    """
-    metrics = metrics or {}
-    for name in metrics:
-        if name in RESERVED or name.startswith("validation_"):
-            raise ValueError(
-                f"No metric may have the name `{name}`, which the records already use."
-            )
-    return tuple(metrics.items())
-
-
-def _scalar(name: str, value: Any) -> Array:
-    value = jnp.asarray(value)
-    if value.shape != ():
-        raise ValueError(
-            f"`{name}` must be a scalar, got shape {value.shape}: take its mean, or "
-            "`training.masked_mean` over the true steps."
-        )
-    return value

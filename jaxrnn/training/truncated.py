@@ -10,7 +10,8 @@ from jax import Array
 
 from jaxrnn.training.batches import as_arrays, as_batch
 from jaxrnn.training.losses import cross_entropy
-from jaxrnn.training.steps import Score, named, update
+from jaxrnn.training.scoring import Score, named
+from jaxrnn.training.steps import update
 
 CarryForward: TypeAlias = Callable[[Any, Any, Any], tuple[Any, Any]]
 """(model, batch, state) -> (outputs, state)."""
