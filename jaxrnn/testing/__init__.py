@@ -24,9 +24,10 @@ A parity test of a whole model, with its weights loaded by name:
     agree: all 5 rows within tolerance
 """
 
-from jaxrnn.testing.parity import assert_parity, compare, compare_training
+from jaxrnn.testing.parity import assert_parity, compare
 from jaxrnn.testing.report import Report
 from jaxrnn.testing.rows import Row
 from jaxrnn.testing.tolerances import tolerance
+from jaxrnn.testing.training import compare_training
 
 __all__ = ["Report", "Row", "assert_parity", "compare", "compare_training", "tolerance"]

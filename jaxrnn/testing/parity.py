@@ -1,20 +1,17 @@
-"""Parity checks of a PyTorch module and its JAX counterpart."""
+"""Parity checks of a PyTorch module and its JAX counterpart: outputs, loss and gradients."""
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import optax
 from flax import nnx
 
 from jaxrnn.testing import jax_side, suspects, torch_side
 from jaxrnn.testing.copies import copied
 from jaxrnn.testing.jax_pairs import Weights, compare_jax
 from jaxrnn.testing.report import Report
-from jaxrnn.testing.rounding import Floor, floors
-from jaxrnn.testing.rows import Kind, Row, judge, relative_error
-from jaxrnn.testing.twins import Values, check_same, named, renamed, shapes, twins
+from jaxrnn.testing.rounding import floors
+from jaxrnn.testing.rows import Values, judge_all
+from jaxrnn.testing.twins import check_same, named, shapes, twins
 from jaxrnn.testing.values import Call, arrays
 
 
@@ -146,7 +143,7 @@ def compare(
         return named(result, role, first)
 
     ref = torch_run(reference)
-    rows = _rows(
+    rows = judge_all(
         named(got, role, first),
         ref,
         torch_run(dtype) if against else None,
@@ -186,101 +183,3 @@ def assert_parity(
     if not report.ok:
         raise AssertionError(str(report))
     return report
-
-
-def compare_training(
-    torch_module: Any,
-    jax_module: nnx.Module,
-    batches: Sequence[tuple[Any, ...]],
-    torch_optimizer: Callable[[Any], Any],
-    tx: optax.GradientTransformation,
-    *,
-    steps: int = 1,
-    train: bool = False,
-    noise: float = 0.1,
-    seed: int = 0,
-    torch_call: Call | None = None,
-    jax_call: Call | None = None,
-) -> Report:
-    """Compare losses and parameters after optimizer steps on both sides, in float64.
-
-    Args:
-        batches: tuples of inputs of the same shapes, used in turn.
-        torch_optimizer: maps parameters to an optimizer: `lambda p: torch.optim.SGD(p, lr=0.1)`.
-        tx: the same optimizer in optax: `optax.sgd(0.1)`.
-        steps: number of optimizer steps, at most 20. More steps amplify the last bit and prove
-            nothing.
-        torch_call, jax_call: as in `compare`, and should return the loss. Otherwise the loss is sum
-            <cotangent, output>, with the same cotangents at every step.
-        torch_module, jax_module, train, noise, seed: as in `compare`.
-
-    Returns:
-        A report with the row "loss", of shape (steps,), and one for each parameter.
-
-    Raises:
-        ValueError, ImportError: as `compare`.
-
-    Example:
-        >>> import numpy as np, optax, torch
-        >>> from flax import nnx
-        >>> from jaxrnn.testing import compare_training
-        >>> theirs, ours = torch.nn.Linear(3, 5), nnx.Linear(3, 5, rngs=nnx.Rngs(0))
-        >>> report = compare_training(theirs, ours, [(np.ones((4, 3)),)],
-        ...     lambda p: torch.optim.Adam(p, lr=0.01), optax.adam(0.01))
-        >>> print(report.verdict)
-        agree: all 3 rows within tolerance
-    """
-    if steps < 1 or not batches:
-        raise ValueError("`compare_training` needs at least one batch and one step.")
-    dtype = "float64"
-    data = [
-        arrays(tuple(batch), dtype) for batch in itertools.islice(itertools.cycle(batches), steps)
-    ]
-    role = torch_side.role(torch_module, torch_call)
-    with jax_side.precision(dtype):
-        theirs, ours, first = twins(torch_module, jax_module, dtype, noise, seed, train)
-        got = renamed(jax_side.fit(ours, jax_call, data, tx, dtype, seed), first)
-
-    def torch_fit() -> Values:
-        fitted = torch_side.fit(copied(theirs), role.call, data, torch_optimizer, dtype, seed)
-        return {(name, "training"): value for name, value in fitted.items()}
-
-    ref = torch_fit()
-    trained: Values = {(name, "training"): value for name, value in got.items()}
-    rows = _rows(trained, ref, None, lambda: floors(torch_fit, ref, dtype), dtype, steps)
-    name = type(torch_module).__name__
-    return Report(f"{name}, {dtype}, training steps = {steps}: JAX against PyTorch", rows)
-
-
-def _rows(
-    got: Values,
-    ref: Values,
-    peer: Values | None,
-    find_floors: Callable[[], Mapping[tuple[str, Kind], Floor]],
-    dtype: str,
-    steps: int,
-) -> tuple[Row, ...]:
-    """Rows in the order of `ref`; with `peer`, PyTorch in `dtype`, judged by the ratio of errors.
-
-    Floors are measured if a row exceeds its tolerance, and for every ratio.
-    """
-    if peer is None:
-        rows = tuple(judge(*key, got[key], ref[key], dtype=dtype, steps=steps) for key in ref)
-        if all(row.ok for row in rows):
-            return rows
-    found = find_floors()
-    errors: dict[tuple[str, Kind], float] = {}
-    if peer is not None:
-        errors = {key: relative_error(key[1], peer[key], ref[key], dtype) for key in ref}
-    return tuple(
-        judge(
-            *key,
-            got[key],
-            ref[key],
-            dtype=dtype,
-            steps=steps,
-            peer_error=errors.get(key),
-            floor=found[key],
-        )
-        for key in ref
-    )

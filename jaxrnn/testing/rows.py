@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxrnn.testing.rounding import Floor
 from jaxrnn.testing.tolerances import ERROR_RATIO, tolerance
 
 Kind: TypeAlias = Literal["output", "state", "loss", "gradient", "training"]
+Values: TypeAlias = dict[tuple[str, Kind], np.ndarray]  # of one side, by name and kind of row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +124,40 @@ def judge(
     if row.ok and not row.error <= row.tolerance:
         return dataclasses.replace(row, note="ill-conditioned")
     return row
+
+
+def judge_all(
+    got: Values,
+    ref: Values,
+    peer: Values | None,
+    find_floors: Callable[[], Mapping[tuple[str, Kind], Floor]],
+    dtype: str,
+    steps: int,
+) -> tuple[Row, ...]:
+    """Rows in the order of `ref`; with `peer`, PyTorch in `dtype`, judged by the ratio of errors.
+
+    Floors are measured if a row exceeds its tolerance, and for every ratio.
+    """
+    if peer is None:
+        rows = tuple(judge(*key, got[key], ref[key], dtype=dtype, steps=steps) for key in ref)
+        if all(row.ok for row in rows):
+            return rows
+    found = find_floors()
+    errors: dict[tuple[str, Kind], float] = {}
+    if peer is not None:
+        errors = {key: relative_error(key[1], peer[key], ref[key], dtype) for key in ref}
+    return tuple(
+        judge(
+            *key,
+            got[key],
+            ref[key],
+            dtype=dtype,
+            steps=steps,
+            peer_error=errors.get(key),
+            floor=found[key],
+        )
+        for key in ref
+    )
 
 
 def relative_error(kind: Kind, got: np.ndarray, ref: np.ndarray, dtype: str) -> float:

@@ -1,14 +1,14 @@
 """Copies of two modules with the same weights, and their values under the same names."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from jaxrnn import interchange
 from jaxrnn.testing import jax_side, torch_side
-from jaxrnn.testing.rows import Kind
+from jaxrnn.testing.rows import Values
 from jaxrnn.testing.values import Result
 
 
@@ -37,9 +37,6 @@ def twins(
 
 def renamed(values: Mapping[str, np.ndarray], first: Mapping[str, str]) -> dict[str, np.ndarray]:
     return {first.get(name, name): value for name, value in values.items()}
-
-
-Values: TypeAlias = dict[tuple[str, Kind], np.ndarray]
 
 
 def named(result: Result, role: torch_side.Role, first: Mapping[str, str]) -> Values:
