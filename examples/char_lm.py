@@ -3,9 +3,10 @@
     python examples/char_lm.py                     # about two minutes on two cores
     python examples/char_lm.py --text book.txt     # any plain text
 
-The text is that of Python's own documentation, which every Python ships. It is cut into rows that
-run side by side; each row is read in segments, the state carried over. At the end the weights move
-into a PyTorch twin, and both read the held-out text.
+The text is Python's documentation, which every Python ships under the PSF License; it is not in the
+public domain. No package that the examples install ships public-domain prose of this length. The
+text is cut into rows that run side by side; each row is read in segments, the state carried over.
+At the end the weights move into a PyTorch twin, and both read the held-out text.
 """
 
 import dataclasses
@@ -160,12 +161,14 @@ def main(options: Options) -> None:
     sample = generate(model, int(held_out[0]), options.sample, options.seed)
     print("-" * 72, "".join(letters[n] for n in sample), "-" * 72, sep="\n")
 
-    title = f"{scores_held_out[-1]:.2f} bits per held-out character, after {options.epochs} epochs"
+    guessing = math.log2(len(letters))
+    title = f"{scores_held_out[-1]:.2f} bits per held-out character after {options.epochs} epochs"
     figure, axes = new_figure(1, title, size=(6.4, 4.4))
     per_epoch = len(losses) // options.epochs
     axes.plot(losses, color="tab:blue", lw=0.8, label="training, segment by segment")
     ends = [per_epoch * (k + 1) for k in range(options.epochs)]
     axes.plot(ends, scores_held_out, "o-", color="tab:orange", label="held out")
+    axes.axhline(guessing, color="black", linestyle=":", label=f"guessing: {guessing:.2f}")
     axes.set(xlabel="segments", ylabel="bits per character", ylim=(0, None))
     axes.legend()
     save_figure(figure, options.out / "char_lm.png")
