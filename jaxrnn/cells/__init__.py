@@ -1,12 +1,12 @@
 """One step of a recurrent network: pointwise cells, and the weights around them.
 
-base          `Cell`, `Weights`, projections: what a cell is
-torch         rnn_tanh, rnn_relu, lstm, gru: PyTorch's
-gated         peephole_lstm, coupled_lstm, janet, mgu, light_gru, reset_before_gru
-normalised    layer_norm_lstm, layer_norm_gru
-diagonal      ind_rnn, min_gru, min_lstm: no product with h
-exponential   slstm
-zoneout       any cell, with states kept at random
+    base          `Cell`, `Weights`, projections: what a cell is
+    torch         rnn_tanh, rnn_relu, lstm, gru: PyTorch's
+    gated         peephole_lstm, coupled_lstm, janet, mgu, light_gru, reset_before_gru
+    normalised    layer_norm_lstm, layer_norm_gru
+    diagonal      ind_rnn, min_gru, min_lstm: no product with h
+    exponential   slstm
+    zoneout       any cell, with states kept at random
 
 Each cell runs in every strategy, as a module by `jaxrnn.Recurrent(cell, input_size, hidden_size)`:
 

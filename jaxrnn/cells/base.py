@@ -186,7 +186,10 @@ def project_inputs(
     dtype: DTypeLike,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "... GH"]:
-    """gx = W_ih x + b_ih. Features of x past W_ih's columns follow, as they are, for the cell."""
+    """The input's part of the gates, gx = W_ih x + b_ih.
+
+    Features of x past W_ih's columns follow, as they are, for the cell.
+    """
     inputs = weights.ih.shape[1]
     gx = project(x[..., :inputs], weights.ih, weights.b_ih, dtype, precision)
     if x.shape[-1] == inputs:

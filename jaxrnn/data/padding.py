@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike, DTypeLike
 class Batch(NamedTuple):
     """Inputs, labels and lengths of one training step; a pytree of arrays.
 
-    inputs: (B, T, I), or (B, T) of tokens.
-    labels: (B,) or (B, K) for each row, (B, T) or (B, T, K) for each step, (B, N) for label
-        sequences; integers for classes, floats for real values.
-    lengths: (B,) integers, the true steps of each row, or None if every row has T.
+    Attributes:
+        inputs: (B, T, I), or (B, T) of tokens.
+        labels: (B,) or (B, K) for each row, (B, T) or (B, T, K) for each step, (B, N) for label
+            sequences; integers for classes, floats for real values.
+        lengths: (B,) integers, the true steps of each row, or None if every row has T.
 
     Example:
         >>> import jax, numpy as np

@@ -33,9 +33,9 @@ agree:
   kernel, PyTorch's `dim` to axes of its weight.
 """
 
+from jaxrnn.interchange.mapping import load_state_dict, state_dict
 from jaxrnn.interchange.problems import IncompatibleKeys
 from jaxrnn.interchange.safetensors import load_safetensors, save_safetensors
-from jaxrnn.interchange.state_dict import load_state_dict, state_dict
 
 __all__ = [
     "IncompatibleKeys",

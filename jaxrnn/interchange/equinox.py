@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from jaxrnn.interchange import gates
-from jaxrnn.interchange.gates import State
+from jaxrnn.interchange.gates import StateDict
 
 KINDS = ("LSTMCell", "GRUCell")
 
 
-def to_torch(kind: str, cell: Mapping[str, Any], *, suffix: str = "_l0") -> State:
+def to_torch(kind: str, cell: Mapping[str, Any], *, suffix: str = "_l0") -> StateDict:
     """Entries of a `state_dict` from `weight_ih`, `weight_hh`, `bias` and a GRU's `bias_n`."""
     gates.only("equinox.to_torch", kind, KINDS)
     b_ih, b_hh = cell.get("bias"), None

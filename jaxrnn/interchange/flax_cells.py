@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from jaxrnn.interchange import gates
-from jaxrnn.interchange.gates import State
+from jaxrnn.interchange.gates import StateDict
 
 NNX = ("LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell")
 LINEN = ("linen.LSTMCell", "linen.OptimizedLSTMCell", "linen.GRUCell", "linen.SimpleCell")
-LETTERS = {
+_LETTERS = {
     "LSTMCell": (("ii", "if_", "ig", "io"), ("hi", "hf", "hg", "ho")),
     "linen.LSTMCell": (("ii", "if", "ig", "io"), ("hi", "hf", "hg", "ho")),
     "linen.OptimizedLSTMCell": (("ii", "if", "ig", "io"), ("hi", "hf", "hg", "ho")),
@@ -37,7 +37,7 @@ def _why(kind: str) -> str:
     return "Linen's MGUCell computes (1 - f) n + f h, and `cells.mgu` (1 - f) h + f n."
 
 
-def to_torch(kind: str, params: Mapping[str, Any], *, suffix: str = "_l0") -> State:
+def to_torch(kind: str, params: Mapping[str, Any], *, suffix: str = "_l0") -> StateDict:
     """A cell's parameters by PyTorch's names.
 
     Args:
@@ -48,9 +48,9 @@ def to_torch(kind: str, params: Mapping[str, Any], *, suffix: str = "_l0") -> St
     gates.only("flax_cells.to_torch", kind, (*NNX, *LINEN), _why(kind))
     sides = [
         np.concatenate([np.asarray(params[name]["kernel"]).T for name in names])
-        for names in LETTERS[kind]
+        for names in _LETTERS[kind]
     ]
-    b_ih, b_hh = (_bias(params, names) for names in LETTERS[kind])
+    b_ih, b_hh = (_bias(params, names) for names in _LETTERS[kind])
     if b_ih is not None or b_hh is not None:
         b_ih = np.zeros(len(sides[0]), sides[0].dtype) if b_ih is None else b_ih
         b_hh = np.zeros_like(b_ih) if b_hh is None else b_hh
@@ -66,7 +66,7 @@ def from_torch(
         ValueError: an nnx.GRUCell of a GRU whose b_hn is not 0; the file does not know the cell.
     """
     gates.only("flax_cells.from_torch", kind, (*NNX, *LINEN), _why(kind))
-    inputs, hiddens = LETTERS[kind]
+    inputs, hiddens = _LETTERS[kind]
     ih, hh = (gates.find(state, f"weight_{k}", suffix) for k in ("ih", "hh"))
     params = {
         name: {"kernel": part.T}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-State = dict[str, np.ndarray]
+StateDict = dict[str, np.ndarray]
 
 
 def reorder(a: Any, order: Sequence[int], axis: int = 0) -> np.ndarray:
@@ -31,7 +31,7 @@ def inverse(order: Sequence[int]) -> list[int]:
     return [order.index(k) for k in range(len(order))]
 
 
-def named(suffix: str, **arrays: Any) -> State:
+def named(suffix: str, **arrays: Any) -> StateDict:
     """Entries of a `state_dict`, without those that are None."""
     return {f"{k}{suffix}": np.asarray(a) for k, a in arrays.items() if a is not None}
 

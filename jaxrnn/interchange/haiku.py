@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from jaxrnn.interchange import gates
-from jaxrnn.interchange.gates import State
+from jaxrnn.interchange.gates import StateDict
 
 KINDS = ("VanillaRNN", "LSTM", "GRU")
 IGFO, ZRN = (0, 2, 1, 3), (1, 0, 2)
 
 
-def to_torch(kind: str, params: Mapping[str, Any], *, suffix: str = "_l0") -> State:
+def to_torch(kind: str, params: Mapping[str, Any], *, suffix: str = "_l0") -> StateDict:
     """Entries of a `state_dict`.
 
     Args:

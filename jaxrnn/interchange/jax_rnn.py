@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxrnn.interchange import gates
-from jaxrnn.interchange.gates import State
+from jaxrnn.interchange.gates import StateDict
 
 
 def to_torch(
@@ -21,7 +21,7 @@ def to_torch(
     hidden_size: int,
     num_layers: int = 1,
     bidirectional: bool = False,
-) -> State:
+) -> StateDict:
     """Entries of a `state_dict` for all layers and directions; `kind` is "LSTM", the only one.
 
     Raises:

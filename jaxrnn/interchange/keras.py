@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from jaxrnn.interchange import gates
-from jaxrnn.interchange.gates import State
+from jaxrnn.interchange.gates import StateDict
 
 KINDS = ("RNN", "LSTM", "GRU", "reset_before_gru")
 ZRN = (1, 0, 2)
 
 
-def to_torch(kind: str, weights: Sequence[Any], *, suffix: str = "_l0") -> State:
+def to_torch(kind: str, weights: Sequence[Any], *, suffix: str = "_l0") -> StateDict:
     """Keras's weights by PyTorch's names.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxrnn.interchange import gates
-from jaxrnn.interchange.gates import State
+from jaxrnn.interchange.gates import StateDict
 
 KINDS = ("RNN", "LSTM", "GRU", "reset_before_gru", "peephole_lstm")
 ORDERS = {"LSTM": (0, 2, 3, 1), "peephole_lstm": (0, 2, 3, 1), "RNN": (0,)}
@@ -21,7 +21,7 @@ PEEPHOLES = {"peephole_i": 0, "peephole_o": 1, "peephole_f": 2}
 
 def to_torch(
     kind: str, tensors: Mapping[str, Any], *, direction: int = 0, suffix: str = "_l0"
-) -> State:
+) -> StateDict:
     """Entries of a `state_dict` for one direction.
 
     Args:

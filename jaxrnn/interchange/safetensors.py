@@ -11,8 +11,8 @@ from jaxrnn import files, sharding
 from jaxrnn.interchange import arguments
 from jaxrnn.interchange.arrays import equal, exported
 from jaxrnn.interchange.entry import identity
+from jaxrnn.interchange.mapping import load_state_dict
 from jaxrnn.interchange.problems import IncompatibleKeys, check, select
-from jaxrnn.interchange.state_dict import load_state_dict
 from jaxrnn.interchange.torch_names import entries
 
 

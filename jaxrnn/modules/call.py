@@ -28,7 +28,7 @@ class Form(NamedTuple):
     precision: lax.PrecisionLike
 
 
-class Given(NamedTuple):
+class CallArrays(NamedTuple):
     """The arrays of a call besides the weights and the inputs, None for what is not given."""
 
     states: Carry | None = None
@@ -39,7 +39,7 @@ class Given(NamedTuple):
 
 
 def run_layers(
-    form: Form, weights: Sequence[Sequence[Weights]], x: Array, given: Given
+    form: Form, weights: Sequence[Sequence[Weights]], x: Array, given: CallArrays
 ) -> tuple[Array, Carry]:
     """`layers.stack` in PyTorch's layouts, with the casts, initial states and masks around it.
 

@@ -197,4 +197,4 @@ class Recurrent(Stack[State]):
                 ):
                     setattr(self, state + suffix, nnx.Param(jnp.zeros((size,), param_dtype)))
         if self._counts:
-            self._between = nnx.Dropout(self.dropout, rngs=rngs)
+            self._dropout = nnx.Dropout(self.dropout, rngs=rngs)

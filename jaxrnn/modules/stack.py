@@ -12,9 +12,9 @@ from jaxrnn.cells import Cell
 from jaxrnn.cells import zoneout as zoneouts
 from jaxrnn.modules import noise
 from jaxrnn.modules.base import Module, State, as_state, carry_dtype, state_names
-from jaxrnn.modules.call import Form, Given, runner
+from jaxrnn.modules.call import CallArrays, Form, runner
 from jaxrnn.modules.noise import Masks, Rates
-from jaxrnn.modules.pairs import refuse_unpacked
+from jaxrnn.modules.sequential import refuse_unpacked
 from jaxrnn.strategies import Strategy
 
 
@@ -28,7 +28,7 @@ class Stack(Module, Generic[State]):
     _cell: Cell
     _rates: Rates
     _learned: bool
-    _between: nnx.Dropout
+    _dropout: nnx.Dropout
 
     @refuse_unpacked
     def __call__(
@@ -85,7 +85,7 @@ class Stack(Module, Generic[State]):
         if masks is not None:
             self._check_masks(masks, steps, batch)
         elif rates != Rates():
-            keys = noise.draw_keys(self._name, self._between, rngs, sum(self._counts.values()))
+            keys = noise.draw_keys(self._name, self._dropout, rngs, sum(self._counts.values()))
         form = Form(
             cell,
             self._sizes,
@@ -99,7 +99,7 @@ class Stack(Module, Generic[State]):
             [self._weights(suffix, self._inputs(layer)) for suffix in self._suffixes(layer)]
             for layer in range(self.num_layers)
         ]
-        given = Given(states, lengths, resets, keys, masks)
+        given = CallArrays(states, lengths, resets, keys, masks)
         output, last = runner(cell, self.strategy)(form, weights, x, given)
         return output, as_state(last)
 
@@ -187,7 +187,7 @@ class Stack(Module, Generic[State]):
         """
         shapes = self._mask_shapes(steps, batch_size)
         count = noise.count_draws(shapes)
-        keys = noise.draw_keys(self._name, self._between, rngs, count) if count else ()
+        keys = noise.draw_keys(self._name, self._dropout, rngs, count) if count else ()
         return noise.draw_masks(self._rates, shapes, keys)
 
     def _mask_shapes(self, steps: int, batch: int) -> Masks:
@@ -219,7 +219,7 @@ class Stack(Module, Generic[State]):
 
     def _mode(self) -> tuple[Rates, Cell]:
         """The rates of this call, all 0 in evaluation, and the cell that it runs."""
-        layer = getattr(self, "_between", None)
+        layer = getattr(self, "_dropout", None)
         if layer is None:
             return Rates(), self.cell
         if not layer.deterministic:

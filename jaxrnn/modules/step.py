@@ -13,7 +13,7 @@ from jaxrnn import cells, checks
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.modules import arguments
 from jaxrnn.modules.base import Module, State, as_state, carry_dtype, cast_weights, rnn_cell
-from jaxrnn.modules.pairs import refuse_unpacked
+from jaxrnn.modules.sequential import refuse_unpacked
 
 
 class Step(Module, Generic[State]):

@@ -15,14 +15,14 @@ from jaxrnn.testing.torch_side import Role, longest
 from jaxrnn.testing.twins import check_same, named, shapes
 from jaxrnn.testing.values import Call, call_module
 
-Weights: TypeAlias = Callable[[dict[str, Any]], Mapping[str, Any]]
+WeightMap: TypeAlias = Callable[[dict[str, Any]], Mapping[str, Any]]
 """Maps the reference's parameters, a nested dict of arrays, to a `state_dict` of the other."""
 
 
 def compare_jax(
     reference: nnx.Module,
     module: nnx.Module,
-    weights: Weights | None,
+    weights: WeightMap | None,
     inputs: Any,
     options: dict[str, Any],
     *,
@@ -69,7 +69,7 @@ def add_noise(module: nnx.Module, noise: float, seed: int) -> None:
 
 
 def pull_back(
-    weights: Weights, params: dict[str, Any], gradients: Mapping[str, np.ndarray]
+    weights: WeightMap, params: dict[str, Any], gradients: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Gradients of the reference's parameters from those of the other's, by the path in `params`.
 
@@ -113,7 +113,7 @@ def pull_back(
     return _paths(jax.tree.unflatten(tree, parts))
 
 
-def _unchanged(module: nnx.Module) -> Weights:
+def _unchanged(module: nnx.Module) -> WeightMap:
     """`weights` for two modules of the same names: PyTorch's, as `state_dict` gives them."""
 
     def convert(params: dict[str, Any]) -> Mapping[str, Any]:

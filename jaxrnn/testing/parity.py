@@ -7,7 +7,7 @@ from flax import nnx
 
 from jaxrnn.testing import jax_side, suspects, torch_side
 from jaxrnn.testing.copies import copied
-from jaxrnn.testing.jax_pairs import Weights, compare_jax
+from jaxrnn.testing.jax_pairs import WeightMap, compare_jax
 from jaxrnn.testing.report import Report
 from jaxrnn.testing.rounding import floors
 from jaxrnn.testing.rows import Values, judge_all
@@ -29,7 +29,7 @@ def compare(
     steps: int | None = None,
     torch_call: Call | None = None,
     jax_call: Call | None = None,
-    weights: Weights | None = None,
+    weights: WeightMap | None = None,
 ) -> Report:
     """Compare outputs, loss and every gradient of two modules with the same weights and inputs.
 
