@@ -95,8 +95,8 @@ print(f"accuracy {history['accuracy'][-3:].mean():.2f}")
 # ## Stream
 #
 # `step` takes one step of a stream, and the state goes from call to call. No call compiles anew,
-# and the last state is that of the whole sequence. [Streaming](guides/streaming.md) tells what a
-# step costs.
+# and the last state is that of the whole sequence. [Streaming](guides/streaming.md) gives the
+# cost of a step.
 
 # %%
 ours.eval()
