@@ -187,14 +187,20 @@ def train(options: Options, devices: list[jax.Device], folder: Path | None) -> T
 
 
 def draw(path: Path, alone: Training, together: Training) -> None:
-    figure, (left, right) = new_figure(2, "One device and several: the same losses, other times")
+    apart = np.abs(alone.losses - together.losses).max()
+    speed = alone.milliseconds / together.milliseconds
+    title = (
+        f"{jax.device_count()} devices repeat one device's losses to {apart:.0e}, "
+        f"at {speed:.2f} times its speed"
+    )
+    figure, (left, right) = new_figure(2, title)
     steps = np.arange(1, len(alone.losses) + 1)
     left.plot(steps, alone.losses, linewidth=5, alpha=0.4, label="one device")
     left.plot(steps, together.losses, "--", linewidth=1.4, label="all devices")
-    left.set(xlabel="step", ylabel="cross entropy (nats)", ylim=(0, None))
+    left.set(title="Training loss", xlabel="step", ylabel="cross entropy (nats)", ylim=(0, None))
     left.legend()
     right.bar(["one device", "all devices"], [alone.milliseconds, together.milliseconds])
-    right.set(ylabel="time of a step (ms)")
+    right.set(title="Time of a step (median)", ylabel="ms")
     save_figure(figure, path)
 
 

@@ -147,7 +147,7 @@ def draw(path: Path, runs: Sequence[Run], regime: Regime, tests: int) -> None:
     longest = regime.stages[-1]
     solved = sum(run.right == tests for run in runs)
     title = (
-        f"Sum of up to {longest} tokens modulo 2, learnt from short sequences to long ones: "
+        f"Sum of up to {longest} tokens modulo 2, learnt from short sequences to long ones:\n"
         f"{solved} of {len(runs)} runs get all {tests} validation sequences right"
     )
     figure, (left, right) = new_figure(2, title)
@@ -165,7 +165,7 @@ def draw(path: Path, runs: Sequence[Run], regime: Regime, tests: int) -> None:
         all_right = run.right == tests
         marker = {"marker": "*", "markersize": 13} if all_right else {"marker": "x"}
         right.plot(*corners[-1], color=colour, linestyle="", **marker)
-    left.axhline(50, color="black", linestyle=":", linewidth=1)
+    left.axhline(50, color="black", linestyle=":", linewidth=1, label="guessing")
     left.set(
         title=f"New training sequences (mean of {window} steps)",
         ylabel="sequences classified correctly (%)",
