@@ -10,10 +10,11 @@ using namespace jaxrnn;
 
 enum { kBackPanels, kInputBackPanels };
 
-// out[r][columns of the panel] += sum over k of a[k][r] * panel[k].
+// out[r][columns of the panel] += sum over k of a[k][r] * panel[k], or = for the first sums.
 template <class T, int R, int N>
 __attribute__((noinline)) void add_outer_products(T* out, int64_t stride, int64_t columns,
-                                                  const T* a, const T* panel, int64_t depth) {
+                                                  const T* a, const T* panel, int64_t depth,
+                                                  bool first) {
   constexpr int L = kLanes<T>;
   V<T> sum[R][N] = {};
   for (int64_t k = 0; k < depth; ++k)
@@ -30,7 +31,7 @@ __attribute__((noinline)) void add_outer_products(T* out, int64_t stride, int64_
       const int64_t n = columns - v * L;
       if (n <= 0) break;
       T* p = out + r * stride + v * L;
-      store(p, load(p, n) + sum[r][v], n);
+      store(p, first ? sum[r][v] : load(p, n) + sum[r][v], n);
     }
 }
 
@@ -56,19 +57,21 @@ void pack_inputs(const WeightGradient<T>& g, int64_t count, Source source) {
 }
 
 template <class T, int R, class Source>
-void add_rows(const WeightGradient<T>& g, int64_t m, int64_t count, Source cotangents, T* a) {
+void add_rows(const WeightGradient<T>& g, int64_t m, int64_t count, Source cotangents, T* a,
+              bool first) {
   T total[R] = {};
   for (int64_t k = 0; k < count; ++k) {
     const T* from = cotangents(k);
     for (int r = 0; r < R; ++r) total[r] += a[k * R + r] = from[r];
   }
   if (g.db)
-    for (int r = 0; r < R; ++r) g.db[m + r] += total[r];
+    for (int r = 0; r < R; ++r) g.db[m + r] = first ? total[r] : g.db[m + r] + total[r];
   with_vectors(panel_vectors<T>(g.columns), [&](auto n) {
     const int64_t width = n() * kLanes<T>;
     for (int64_t p = 0; p * width < g.columns; ++p)
       add_outer_products<T, R, n()>(g.dw + m * g.columns + p * width, g.columns,
-                                    g.columns - p * width, a, g.panels + p * kDepth * width, count);
+                                    g.columns - p * width, a, g.panels + p * kDepth * width, count,
+                                    first);
   });
 }
 
@@ -88,6 +91,7 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
   T* a = space(kDepth * kRows);
   const WeightGradient<T>* both[] = {&ih, &hh};
   for (const WeightGradient<T>* g : both) {
+    if (schedule.count > 0) break;  // the first sums replace what is there
     copy<T>(g->dw + m0 * g->columns, nullptr, (m1 - m0) * g->columns);
     if (g->db) copy<T>(g->db + m0, nullptr, m1 - m0);
   }
@@ -108,7 +112,8 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
       for_blocks(end - begin, [&](auto r, int64_t at) {
         const int64_t m = begin + at;
         add_rows<T, r()>(
-            g, m, count, [&](int64_t k) { return f.gates + step(k) * saved + m + shift; }, a);
+            g, m, count, [&](int64_t k) { return f.gates + step(k) * saved + m + shift; }, a,
+            from == 0);
       });
     };
     add(ih, m0, min(m1, third), 0);
