@@ -12,14 +12,6 @@ import types
 # Two workers on two cores: with more than one thread each they would slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KERAS_BACKEND", "jax")
-# Compiled programs are kept on disk for all workers, the scripts that tests start and the next run,
-# which takes a quarter of the time. `make clean` removes them.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR",
-    str(pathlib.Path(__file__).resolve().parents[1] / "build" / "programs"),
-)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
@@ -27,6 +19,15 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The workers keep compiled programs on disk for each other and for the next run, which takes a
+# quarter of the time. Processes that tests kill do not share them, for they leave half a file.
+# `make clean` removes them.
+jax.config.update(
+    "jax_compilation_cache_dir",
+    str(pathlib.Path(__file__).resolve().parents[1] / "build" / "programs"),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,7 +1,8 @@
 """Scripts in processes of their own, forked from one that has imported the packages.
 
 Importing JAX, Flax, PyTorch and Matplotlib takes seconds; each of these processes starts with them.
-They have the default settings of JAX, not those of the suite, and warnings are errors.
+They have the default settings of JAX, not those of the suite, but for its folder of compiled
+programs. Warnings are errors.
 """
 
 import atexit
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import jax
 
 # No backend of JAX exists yet, so forking is safe.
 SERVER = """
@@ -38,13 +41,20 @@ for line in sys.stdin:
 
 @functools.cache
 def _server() -> subprocess.Popen[str]:
+    programs = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    # A program that a worker is just writing is compiled instead.
+    warnings = ["-W", "error", "-W", "ignore:Error reading persistent compilation cache entry"]
     server = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", SERVER],
+        [sys.executable, *warnings, "-c", SERVER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         # No test of a script looks at the rounding of optimised programs.
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env={**os.environ, **programs, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     )
     atexit.register(server.communicate)
     return server
