@@ -2,9 +2,11 @@
 
 import dataclasses
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxrnn import cells, native, strategies
@@ -20,6 +22,10 @@ class Flipped:
     """A strategy that runs from the last step to the first, on flipped sequences."""
 
     inner: strategies.Strategy
+
+    @property
+    def capabilities(self):
+        return self.inner.capabilities
 
     def __call__(self, cell, weights, x, carry, mask=None, *, precision=None):
         mask = None if mask is None else mask[::-1]
@@ -37,16 +43,52 @@ jit_oracle = partial(
     },
 )
 
+
+class Case(NamedTuple):
+    """A strategy, and the tests of the contract that are worth their compilation for it."""
+
+    strategy: strategies.Strategy
+    kernel: bool = False
+    """Runs the compiled kernel."""
+    variants: tuple[str, ...] | None = None
+    """Of `test_strategies.VARIANTS`; None for all."""
+    resets: bool = True
+    reverse: bool = True
+    products: bool = True
+    """Its products are operations of JAX, and its answer is the sequential one."""
+
+
+# A strategy that is made of others adds the same to each cell's formulas.
+FEW = ("gru", "lstm", "user", "gru without bias", "lstm with projection")
+SWEEPS = {"burn_in": 1, "max_sweeps": 4}  # as many as chunks, so no answer is the sequential one
+
 STRATEGIES = {
-    "Reference": strategies.Reference(),
-    "Scan": strategies.Scan(),
-    "Scan(unroll=3)": strategies.Scan(unroll=3),
-    "Native": strategies.Native(),
-    "Native, reversed": Flipped(strategies.Native()),
-    "Checkpoint": strategies.Checkpoint(steps=4),
-    # With as many sweeps as chunks, so that no answer is the sequential one.
-    "Shooting": strategies.Shooting(4, strategies.Scan(), burn_in=1, max_sweeps=4),
-    "Shooting(Native)": strategies.Shooting(4, strategies.Native(), burn_in=1, max_sweeps=4),
+    "Reference": Case(strategies.Reference()),  # the oracle itself
+    "Scan": Case(strategies.Scan()),
+    # Unrolling changes no formula.
+    "Scan(unroll=3)": Case(
+        strategies.Scan(unroll=3),
+        variants=("gru", "lstm with projection"),
+        resets=False,
+        reverse=False,
+        products=False,
+    ),
+    "Native": Case(strategies.Native(), kernel=True, reverse=False, products=False),
+    "Native, reversed": Case(
+        Flipped(strategies.Native()), kernel=True, reverse=False, products=False
+    ),
+    "Checkpoint": Case(strategies.Checkpoint(steps=4), variants=FEW),
+    "Shooting": Case(
+        strategies.Shooting(4, strategies.Scan(), **SWEEPS), variants=FEW, products=False
+    ),
+    "Shooting(Native)": Case(
+        strategies.Shooting(4, strategies.Native(), **SWEEPS),
+        kernel=True,
+        variants=FEW,
+        reverse=False,
+        products=False,
+    ),
+    "AssociativeScan": Case(strategies.AssociativeScan(), variants=("min_gru",), products=False),
 }
 
 
@@ -66,20 +108,40 @@ CELLS = {
 }
 
 
+LINEAR = {"min_gru": cells.min_gru}
+
+
+def cells_of(strategy):
+    """The cells to test a strategy with, by its capabilities: linear ones if it runs no others."""
+    able = strategy.capabilities
+    tested = LINEAR if able.linear else CELLS
+    return {n: c for n, c in tested.items() if able.cells is None or c in able.cells}
+
+
+def runs(strategy, cell, projected=False):
+    """Return True if a strategy has the capabilities for a cell and a projection."""
+    return cell in cells_of(strategy).values() and (
+        strategy.capabilities.projections or not projected
+    )
+
+
 def marks(name):
-    return [needs_kernel] if "Native" in name else []
+    return [needs_kernel] if STRATEGIES[name].kernel else []
+
+
+def case(name, *others, **options):
+    """Parameters of a test: a strategy of the table, and others."""
+    chosen = [*marks(name), *options.pop("marks", [])]
+    return pytest.param(STRATEGIES[name].strategy, *others, marks=chosen, **options)
 
 
 def each(names):
-    cases = [pytest.param(STRATEGIES[name], id=name, marks=marks(name)) for name in names]
-    return pytest.mark.parametrize("strategy", cases)
+    return pytest.mark.parametrize("strategy", [case(name, id=name) for name in names])
 
 
-def runs_the_kernel(strategy):
-    return isinstance(getattr(strategy, "inner", strategy), strategies.Native)
-
-
-def skip_if_refused(strategy, cell, projected=False):
-    """Native refuses what it does not run; another test checks that."""
-    if runs_the_kernel(strategy) and (cell is CELLS["user"] or projected):
-        pytest.skip("Native runs PyTorch's cells, without projections")
+def assert_close(got, wanted, tolerance=1e-13):
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert g.shape == w.shape
+        assert g.dtype == w.dtype
+        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance)

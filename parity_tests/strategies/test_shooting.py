@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 import jaxrnn
+from contract import assert_close
 from jaxrnn import cells, native, strategies
 from jaxrnn.cells import Weights
 from jaxrnn.strategies import Native, Scan, Shooting
-from test_strategies import assert_close
 
 T, B, I, H, CHUNKS = 95, 2, 3, 8, 6
 each_inner = pytest.mark.parametrize(

@@ -14,13 +14,15 @@ from jax.test_util import check_grads
 from contract import (
     BUILDS,
     CELLS,
+    LINEAR,
     STRATEGIES,
     Flipped,
+    assert_close,
+    case,
+    cells_of,
     each,
     jit_oracle,
-    marks,
-    runs_the_kernel,
-    skip_if_refused,
+    runs,
 )
 from jaxrnn import cells, strategies
 from jaxrnn.cells import Weights
@@ -38,22 +40,20 @@ MASKS = {
 }
 RESETS = jnp.asarray(np.random.default_rng(4).integers(0, 3, (T, B)), jnp.uint8)
 
-every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS.keys())
-
-
 every_strategy = each(STRATEGIES)
 # The oracle's derivatives are JAX's own, and unrolling changes none of what these tests look at.
-every_fast_strategy = each(["Scan", "Native"])
 # Of what is the rule's own and long to check, Shooting gets the two cells that matter most.
-fast_by_cell = pytest.mark.parametrize(
-    ("strategy", "cell"),
-    [
-        pytest.param(STRATEGIES[name], cell, id=f"{name}, {cell.name}", marks=marks(name))
-        for name in ("Scan", "Native", "Shooting", "Shooting(Native)")
-        for cell in CELLS.values()
-        if "Shooting" not in name or cell in (cells.gru, cells.lstm)
-    ],
-)
+MOST = {"gru": cells.gru, "lstm": cells.lstm}
+FAST = {name: cells_of(STRATEGIES[name].strategy) for name in ("Scan", "Native", "AssociativeScan")}
+FAST |= {"Shooting": MOST, "Shooting(Native)": MOST}
+
+
+def by_cell(names):
+    """Each of the strategies with each of its cells in `FAST`."""
+    return pytest.mark.parametrize(
+        ("strategy", "cell"),
+        [case(n, cell, id=f"{n}, {cell.name}") for n in names for cell in FAST[n].values()],
+    )
 
 
 def arguments(cell, *, bias=True, projected=False, steps=T, batch=B, dtype=np.float64, seed=0):
@@ -66,9 +66,9 @@ def arguments(cell, *, bias=True, projected=False, steps=T, batch=B, dtype=np.fl
     gates, outputs = cell.gates * H, P if projected else H
     weights = Weights(
         ih=draw(gates, I),
-        hh=draw(gates, outputs),
+        hh=draw(gates, outputs) if cell.recurrent else None,
         b_ih=draw(gates) if bias else None,
-        b_hh=draw(gates) if bias else None,
+        b_hh=draw(gates) if bias and cell.recurrent else None,
         hr=draw(P, H) if projected else None,
     )
     carry = (draw(batch, outputs), *(draw(batch, H) for _ in range(cell.states - 1)))
@@ -87,16 +87,8 @@ def cotangents_for(strategy, cell, mask, args, seed=7):
     return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), s.dtype), shapes)
 
 
-def assert_close(got, wanted, tolerance=1e-13):
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        assert g.shape == w.shape
-        assert g.dtype == w.dtype
-        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance)
-
-
 VARIANTS = {
-    **{name: (cell, {}) for name, cell in CELLS.items()},
+    **{name: (cell, {}) for name, cell in (CELLS | LINEAR).items()},
     "gru without bias": (cells.gru, {"bias": False}),
     "lstm with projection": (cells.lstm, {"projected": True}),
     "lstm with projection without bias": (cells.lstm, {"projected": True, "bias": False}),
@@ -122,33 +114,24 @@ def expected(variant):
     return call, {name: run(*call, mask) for name, mask in MASKS.items()}
 
 
-def variants_of(name):
-    """Unrolling changes no formula; a strategy made of others adds the same to each cell's."""
-    if "unroll" in name:
-        return ["gru", "lstm with projection"]
-    if "Shooting" in name or name == "Checkpoint":
-        return ["gru", "lstm", "user", "gru without bias", "lstm with projection"]
-    return VARIANTS
+def able(name, variant):
+    cell, options = VARIANTS[variant]
+    return runs(STRATEGIES[name].strategy, cell, options.get("projected", False))
 
 
 # The oracle is `Reference` itself.
 @pytest.mark.parametrize(
     ("strategy", "variant"),
     [
-        pytest.param(
-            strategy,
-            variant,
-            id=f"{name}, {variant}",
-            marks=[*marks(name), *[pytest.mark.core] * (variant == "gru")],
-        )
-        for name, strategy in STRATEGIES.items()
-        if name != "Reference"
-        for variant in variants_of(name)
+        case(n, v, id=f"{n}, {v}", marks=[pytest.mark.core] * (v in ("gru", "min_gru")))
+        for n, tested in STRATEGIES.items()
+        if n != "Reference"
+        for v in tested.variants or VARIANTS
+        if able(n, v)
     ],
 )
 def test_values_and_derivatives_are_the_references(strategy, variant):
-    cell, options = VARIANTS[variant]
-    skip_if_refused(strategy, cell, **{k: v for k, v in options.items() if k == "projected"})
+    cell, _ = VARIANTS[variant]
     call, wanted = expected(variant)
     run = jax.jit(partial(everything, strategy, cell))
     for name, mask in MASKS.items():
@@ -174,11 +157,18 @@ def expected_with_resets(variant):
     return call, run(*call, RESETS)
 
 
-@pytest.mark.parametrize("variant", ["rnn_tanh", "gru", "lstm", "lstm with projection"])
-@each(name for name in STRATEGIES if name != "Reference" and "unroll" not in name)
+@pytest.mark.parametrize(
+    ("strategy", "variant"),
+    [
+        case(n, v, id=f"{n}, {v}")
+        for n, tested in STRATEGIES.items()
+        if n != "Reference" and tested.resets
+        for v in ("rnn_tanh", "gru", "lstm", "lstm with projection", "min_gru")
+        if able(n, v)
+    ],
+)
 def test_resets_lead_to_the_initial_state(strategy, variant):
-    cell, options = VARIANTS[variant]
-    skip_if_refused(strategy, cell, options.get("projected", False))
+    cell, _ = VARIANTS[variant]
     call, wanted = expected_with_resets(variant)
     assert_close(jax.jit(partial(everything, strategy, cell))(*call, RESETS), wanted)
 
@@ -225,8 +215,16 @@ def test_second_derivatives_with_resets_are_the_references():
         assert_close(hessian, wanted, 1e-12)
 
 
-@pytest.mark.parametrize("cell", [cells.gru, cells.lstm], ids=lambda cell: cell.name)
-@each(name for name in STRATEGIES if "(" not in name and "Native" not in name)
+@pytest.mark.parametrize(
+    ("strategy", "cell"),
+    [
+        case(n, cell, id=f"{n}, {cell.name}")
+        for n, tested in STRATEGIES.items()
+        if tested.reverse
+        for cell in (cells.gru, cells.lstm, cells.min_gru)
+        if runs(tested.strategy, cell)
+    ],
+)
 def test_reverse_is_a_flip_of_inputs_and_outputs(strategy, cell):
     call, wanted = expected(cell.name)
     got = jax.jit(partial(everything, Flipped(strategy), cell))(*call, MASKS["lengths"])
@@ -251,10 +249,8 @@ def test_the_oracle_is_a_loop_written_out():
 
 
 @pytest.mark.parametrize("mask", [None, MASKS["any"]], ids=["dense", "any"])
-@every_cell
-@every_fast_strategy
+@by_cell(["Scan", "Native"])
 def test_derivatives_to_second_order_in_both_modes(strategy, cell, mask):
-    skip_if_refused(strategy, cell)
     args = arguments(cell, steps=3, seed=2)
     mask = None if mask is None else mask[:3]
     cotangents = cotangents_for(strategy, cell, mask, args)
@@ -262,11 +258,10 @@ def test_derivatives_to_second_order_in_both_modes(strategy, cell, mask):
     check_grads(loss, args, order=2, modes=["fwd", "rev"], atol=1e-5, rtol=1e-5)
 
 
-@fast_by_cell
+@by_cell(FAST)
 def test_hessians_of_every_order_of_modes_are_the_references(strategy, cell):
     """Over all weights at once, projections and biases included."""
-    skip_if_refused(strategy, cell)
-    projected = cell is cells.lstm and not runs_the_kernel(strategy)
+    projected = runs(strategy, cells.lstm, projected=True) and cell is cells.lstm
     weights, x, carry = arguments(cell, projected=projected, steps=3)
     mask = MASKS["lengths"][:3]
     cotangents = cotangents_for(strategy, cell, mask, (weights, x, carry))
@@ -286,9 +281,8 @@ def test_hessians_of_every_order_of_modes_are_the_references(strategy, cell):
         assert_close(hessian, wanted, 1e-12)
 
 
-@fast_by_cell
+@by_cell(FAST)
 def test_vmap_over_inputs_weights_and_everything(strategy, cell):
-    skip_if_refused(strategy, cell)
     several = [arguments(cell, seed=seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
     mask = MASKS["lengths"]
@@ -311,20 +305,19 @@ def test_vmap_over_inputs_weights_and_everything(strategy, cell):
 @every_strategy
 @pytest.mark.parametrize(("steps", "batch"), [(0, 3), (5, 0), (0, 0), (1, 1)])
 def test_empty_and_smallest_shapes(strategy, steps, batch):
-    weights, x, carry = arguments(cells.lstm, steps=steps, batch=batch)
+    cell = cells.lstm if runs(strategy, cells.lstm) else cells.min_gru
+    weights, x, carry = arguments(cell, steps=steps, batch=batch)
     mask = jnp.ones((steps, batch), bool)
     for m in (None, mask):
-        ys, last = strategy(cells.lstm, weights, x, carry, m)
+        ys, last = strategy(cell, weights, x, carry, m)
         assert ys.shape == (steps, batch, H)
         if steps == 0:
             assert_close(last, carry, 0.0)
-        grads = jax.grad(lambda w, m=m: strategy(cells.lstm, w, x, carry, m)[0].sum())(weights)
+        grads = jax.grad(lambda w, m=m: strategy(cell, w, x, carry, m)[0].sum())(weights)
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@each(
-    name for name in STRATEGIES if not {"(", ","} & {*name} and name not in ("Native", "Shooting")
-)
+@each(name for name, tested in STRATEGIES.items() if tested.products)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_products_keep_wide_carries(strategy, dtype):
     weights, x, carry = arguments(cells.lstm, dtype=np.float32)
