@@ -109,13 +109,23 @@ def forget_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def optimisation(request: pytest.FixtureRequest):
-    """Compiles with few optimisations, in half the time, in modules marked `unoptimised`."""
-    marked = request.node.get_closest_marker("unoptimised") is not None
+def _optimise(node: pytest.Item | pytest.Collector) -> None:
+    """Compiles with few optimisations, in half the time, where a mark says `unoptimised`."""
+    marked = node.get_closest_marker("unoptimised") is not None
     jax.config.update("jax_disable_most_optimizations", marked)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimisation_of_a_module(request: pytest.FixtureRequest):
+    """For the fixtures that the module's tests share."""
+    _optimise(request.node)
+
+
+@pytest.fixture(autouse=True)
+def optimisation(request: pytest.FixtureRequest):
+    _optimise(request.node)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    _optimise(request.node.getparent(pytest.Module))
 
 
 @pytest.fixture

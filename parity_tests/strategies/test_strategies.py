@@ -248,6 +248,7 @@ def test_the_oracle_is_a_loop_written_out():
         assert_close(tuple(s[b] for s in last), state)
 
 
+@pytest.mark.unoptimised
 @pytest.mark.parametrize("mask", [None, MASKS["any"]], ids=["dense", "any"])
 @by_cell(["Scan", "Native"])
 def test_derivatives_to_second_order_in_both_modes(strategy, cell, mask):
@@ -258,6 +259,7 @@ def test_derivatives_to_second_order_in_both_modes(strategy, cell, mask):
     check_grads(loss, args, order=2, modes=["fwd", "rev"], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.unoptimised
 @by_cell(FAST)
 def test_hessians_of_every_order_of_modes_are_the_references(strategy, cell):
     """Over all weights at once, projections and biases included."""
@@ -281,6 +283,7 @@ def test_hessians_of_every_order_of_modes_are_the_references(strategy, cell):
         assert_close(hessian, wanted, 1e-12)
 
 
+@pytest.mark.unoptimised
 @by_cell(FAST)
 def test_vmap_over_inputs_weights_and_everything(strategy, cell):
     several = [arguments(cell, seed=seed) for seed in range(3)]
