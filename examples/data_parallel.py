@@ -198,7 +198,7 @@ def draw(path: Path, alone: Training, together: Training) -> None:
     left.plot(steps, alone.losses, linewidth=5, alpha=0.4, label="one device")
     left.plot(steps, together.losses, "--", linewidth=1.4, label="all devices")
     left.set(title="Training loss", xlabel="step", ylabel="cross entropy (nats)", ylim=(0, None))
-    left.legend()
+    left.legend(loc="lower left")
     right.bar(["one device", "all devices"], [alone.milliseconds, together.milliseconds])
     right.set(title="Time of a step (median)", ylabel="ms")
     save_figure(figure, path)
