@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 
 from jaxrnn import strategies
+from jaxrnn.cells import Cell
 from jaxrnn.strategies import Strategy
 
 
@@ -16,13 +17,17 @@ def made(kind: type) -> Strategy:
     return kind(**dict.fromkeys(missing, 1))
 
 
+def listed(cells: tuple[Cell, ...]) -> str:
+    return ", ".join(f"`{cell.name}`" for cell in cells)
+
+
 def row(kind: type) -> str:
     has = made(kind).capabilities
     about = (inspect.getdoc(kind) or "").splitlines()[0].rstrip(".")
-    cells = "every cell" if has.cells is None else ", ".join(f"`{c.name}`" for c in has.cells)
+    cells = "every cell" if has.cells is None else listed(has.cells)
     cells = "cells with `Cell.linear`" if has.linear else cells
     dtypes = "every float" if has.dtypes is None else ", ".join(has.dtypes)
-    projections = "yes" if has.projections else "no"
+    projections = "yes" if has.projections is None else listed(has.projections) or "no"
     dropout = "yes" if has.recurrent_dropout else "no"
     return f"| `{kind.__name__}` | {about} | {cells} | {projections} | {dropout} | {dtypes} |\n"
 

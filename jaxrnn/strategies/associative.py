@@ -11,7 +11,7 @@ from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.derivative.rule import Recurrence
 from jaxrnn.strategies.base import RESET, Base, Capabilities, require, silence
 
-CAPABILITIES = Capabilities(projections=False, linear=True, recurrent_dropout=False)
+CAPABILITIES = Capabilities(projections=(), linear=True, recurrent_dropout=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,8 @@ class Capabilities(NamedTuple):
     """
 
     cells: tuple[Cell, ...] | None = None
-    projections: bool = True
+    projections: tuple[Cell, ...] | None = None
+    """Cells whose h W_hr may project, by `proj_size`."""
     dtypes: tuple[str, ...] | None = None
     """Of weights and carry, one for all of them."""
     linear: bool = False
@@ -147,8 +148,11 @@ def lacking(
         return f"strategies.{name} has no recurrent dropout; strategies.Scan has."
     if not capabilities.parameters and (weights.hh is None or jax.tree.leaves(weights.cell)):
         return f"strategies.{name} runs cells with W_hh and no parameters of their own."
-    if weights.hr is not None and not capabilities.projections:
-        return f"strategies.{name} has no projections (proj_size > 0); strategies.Scan has."
+    projects = capabilities.projections
+    if weights.hr is not None and projects is not None and cell not in projects:
+        return (
+            f"strategies.{name} does not project {cell.name} (proj_size > 0); strategies.Scan does."
+        )
     if capabilities.dtypes is not None:
         found = sorted({str(a.dtype) for a in (*jax.tree.leaves(weights), *carry)})
         if len(found) > 1 or found[0] not in capabilities.dtypes:

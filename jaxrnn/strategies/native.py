@@ -2,7 +2,8 @@
 
 Forward and backward are one call each (`jaxrnn/native`). Between them stand the gates of every step
 (4 H numbers a step for LSTM and GRU, and the LSTM's c): the backward pass reads them and overwrites
-them with the projections' cotangents.
+them with the projections' cotangents. With `proj_size` it also overwrites c with o tanh(c), and the
+cotangents of the outputs with those of h: the gradient of W_hr is a product of the two.
 
 Under `vmap` over inputs the kernel runs once with more rows, and over stacked weights, on a CPU,
 once for each member. What it does not serve runs on `Scan`, with the same numbers to rounding:
@@ -33,14 +34,14 @@ CELLS = (cells.rnn_tanh, cells.rnn_relu, cells.lstm, cells.gru)
 
 CAPABILITIES = Capabilities(
     cells=CELLS,
-    projections=False,
+    projections=(cells.lstm,),
     parameters=False,
     recurrent_dropout=False,
     dtypes=("float32", "float64"),
     side_by_side=256,
     units_side_by_side=32_768,
 )
-ON_GPU = CAPABILITIES._replace(dtypes=None)
+ON_GPU = CAPABILITIES._replace(dtypes=None, projections=())
 """`refusal` judges the dtypes itself: bfloat16 multiplies, float32 sums, float64 is `Scan`'s."""
 
 
@@ -174,7 +175,7 @@ def _like(a: Any) -> jax.ShapeDtypeStruct:
 
 def _saved_shapes(call: ForwardCall, x: Any, carry: Any) -> Saved:
     dtype, cell = carry[0].dtype, call.kernel.cell
-    (steps, batch, _), hidden = x.shape, carry[0].shape[-1]
+    (steps, batch, _), hidden = x.shape, carry[-1].shape[-1]
     gates = (steps, batch, 4 * hidden) if cell.gates > 1 else (0,)
     cs = (steps, batch, hidden) if cell.states > 1 else (0,)
     if not call.save:
@@ -204,6 +205,7 @@ def _forward_on_cpu(
         weights.hh,
         absent if weights.b_ih is None else weights.b_ih,
         absent if weights.b_hh is None else weights.b_hh,
+        absent if weights.hr is None else weights.hr,
         h,
         c0,
         _empty(bool) if mask is None else mask,
@@ -229,12 +231,14 @@ def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):
     d_ys, (d_h, *d_c) = cotangents
     absent = _empty(h.dtype)
     c0 = c[0] if c else absent
-    has_gates = saved.gates.size > 0
-    wanted = [None if w is None or not call.with_weights else _like(w) for w in weights[:4]]
+    has_gates, projects = saved.gates.size > 0, weights.hr is not None
+    wanted = [None if w is None or not call.with_weights else _like(w) for w in weights[:5]]
     run = jax.ffi.ffi_call(
         native.ADJOINT,
         (
             _like(saved.gates if has_gates else ys),
+            _like(saved.cs if projects else absent),
+            _like(d_ys if projects else absent),
             _like(x if call.with_dx else absent),
             *(w or _like(absent) for w in wanted),
             _like(h),
@@ -242,12 +246,13 @@ def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):
             *map(_like, weights.initial or ()),
         ),
         # In the place of the gates the kernel leaves the cotangents of the projections.
-        input_output_aliases={8: 0} if has_gates else None,
+        input_output_aliases=({9: 0} if has_gates else {}) | ({8: 1, 10: 2} if projects else {}),
     )
     results = run(
         x,
         weights.ih,
         weights.hh,
+        absent if weights.hr is None else weights.hr,
         h,
         c0,
         _empty(bool) if mask is None else mask,
@@ -260,8 +265,8 @@ def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):
         *(weights.initial or ()),
         **call.kernel.attributes(),
     )
-    _, dx, *dweights = results[:6]
-    dh0, dc0, *d_initial = results[6:]
+    dx, *dweights = results[3:9]
+    dh0, dc0, *d_initial = results[9:]
     gradients: list[Any] = [d if w else None for d, w in zip(dweights, wanted, strict=True)]
     initial = None if weights.initial is None else tuple(d_initial)
     return (
@@ -279,7 +284,7 @@ def _served_on_cuda(kernel: NativeRecurrence, weights: Weights, x: Any, carry: A
     """Batches without rows have no kernel; a single step costs less without."""
     steps, batch, _ = x.shape
     refused = cuda.refusal(CELLS.index(kernel.cell), weights, x, carry)
-    return steps > 1 and batch > 0 and not refused
+    return steps > 1 and batch > 0 and weights.hr is None and not refused
 
 
 def _serves_forward(call: ForwardCall, weights: Weights, x: Any, carry: Any, _: Any) -> bool:
@@ -292,7 +297,7 @@ def _serves_adjoint(call: AdjointCall, fixed: Any, _: Any) -> bool:
 
 def _faster_for_each(x: Any, carry: Any) -> bool:
     """One row of many units waits for its threads at each step."""
-    return x.shape[1] > 1 or carry[0].shape[-1] <= 64
+    return x.shape[1] > 1 or carry[-1].shape[-1] <= 64
 
 
 def _serves_each_forward(call: ForwardCall, weights: Weights, x: Any, carry: Any, _: Any) -> bool:

@@ -120,9 +120,9 @@ def cells_of(strategy):
 
 def runs(strategy, cell, projected=False):
     """Return True if a strategy has the capabilities for a cell and a projection."""
-    return cell in cells_of(strategy).values() and (
-        strategy.capabilities.projections or not projected
-    )
+    able = strategy.capabilities.projections
+    projects = not projected or able is None or cell in able
+    return projects and cell in cells_of(strategy).values()
 
 
 def marks(name):

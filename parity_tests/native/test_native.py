@@ -23,6 +23,11 @@ pytestmark = pytest.mark.skipif(
 BUILDS = native.load()
 CELLS = [cells.rnn_tanh, cells.rnn_relu, cells.lstm, cells.gru]
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=[c.name for c in CELLS])
+every_layer = pytest.mark.parametrize(
+    ("cell", "projected"),
+    [*((c, False) for c in CELLS), (cells.lstm, True)],
+    ids=[*(c.name for c in CELLS), "projected lstm"],
+)
 every_build = pytest.mark.parametrize("build", BUILDS)
 
 # T, B, I, H: one unit, partial vectors, several panels, several blocks of rows; the first and the
@@ -32,21 +37,22 @@ SHAPES = [(5, 1, 3, 1), (4, 7, 1, 3), (7, 5, 3, 17), (4, 7, 2, 63), (6, 3, 33, 1
 THREADED = [(40, 30, 33, 100), (60, 2, 16, 260), (2, 4, 400, 257)]
 
 
-def arguments(cell, shape, dtype, *, bias=True, seed=0):
+def arguments(cell, shape, dtype, *, bias=True, projected=False, seed=0):
     steps, batch, inputs, hidden = shape
     rng = np.random.default_rng(seed)
-    rows = cell.gates * hidden
+    rows, outputs = cell.gates * hidden, (hidden + 1) // 2 if projected else hidden
 
     def draw(*size, scale=0.5):
         return jnp.asarray(scale * rng.standard_normal(size), dtype)
 
     weights = Weights(
         draw(rows, inputs),
-        draw(rows, hidden, scale=hidden**-0.5),
+        draw(rows, outputs, scale=hidden**-0.5),
         draw(rows) if bias else None,
         draw(rows) if bias else None,
+        draw(outputs, hidden, scale=hidden**-0.5) if projected else None,
     )
-    carry = tuple(draw(batch, hidden) for _ in range(cell.states))
+    carry = (draw(batch, outputs), *(draw(batch, hidden) for _ in range(cell.states - 1)))
     return weights, draw(steps, batch, inputs), carry
 
 
@@ -84,7 +90,7 @@ def expected(run, mask, args, cotangents, *, reverse):
     return (flip(np.asarray(ys)), last), (dweights, flip(np.asarray(dx)), dcarry)
 
 
-def compare(build, cell, shape, dtype, tolerance):
+def compare(build, cell, shape, dtype, tolerance, *, projected):
     """Compares with `Scan` in both directions, without a mask and with lengths from 0 to T."""
     steps, batch = shape[:2]
     rng = np.random.default_rng(1)
@@ -97,7 +103,7 @@ def compare(build, cell, shape, dtype, tolerance):
         (True, None, True),
         (False, prefix, True),
     ]:
-        args = arguments(cell, shape, dtype, bias=bias)
+        args = arguments(cell, shape, dtype, bias=bias, projected=projected)
         kernel = partial(strategies.Native(build), reverse=reverse)
         run = jax.jit(partial(value_and_gradients, kernel, cell))
         call = mask, args, cotangents_for(*args[1:])
@@ -105,24 +111,25 @@ def compare(build, cell, shape, dtype, tolerance):
 
 
 @pytest.mark.parametrize("shape", SHAPES + THREADED, ids=str)
-@every_cell
-def test_odd_sizes_match_scan_in_float64(cell, shape):
-    compare(None, cell, shape, jnp.float64, 3e-13 if shape in THREADED else 5e-14)
+@every_layer
+def test_odd_sizes_match_scan_in_float64(cell, projected, shape):
+    tolerance = 3e-13 if shape in THREADED else 5e-14
+    compare(None, cell, shape, jnp.float64, tolerance, projected=projected)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[2], THREADED[1]], ids=str)
-@every_cell
-def test_odd_sizes_match_scan_in_float32(cell, shape):
-    compare(None, cell, shape, jnp.float32, 3e-5)
+@every_layer
+def test_odd_sizes_match_scan_in_float32(cell, projected, shape):
+    compare(None, cell, shape, jnp.float32, 3e-5, projected=projected)
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("build", BUILDS[1:])
-@every_cell
-def test_every_instruction_set(cell, build):
-    compare(build, cell, SHAPES[2], jnp.float64, 5e-14)
-    compare(build, cell, (3, 9, 5, 24), jnp.float32, 3e-5)
-    compare(build, cell, (2, 4, 9, 37), jnp.float32, 3e-5)
+@every_layer
+def test_every_instruction_set(cell, projected, build):
+    compare(build, cell, SHAPES[2], jnp.float64, 5e-14, projected=projected)
+    compare(build, cell, (3, 9, 5, 24), jnp.float32, 3e-5, projected=projected)
+    compare(build, cell, (2, 4, 9, 37), jnp.float32, 3e-5, projected=projected)
 
 
 def functions(build, x):
@@ -166,9 +173,9 @@ def test_functions_at_extreme_arguments(build):
     np.testing.assert_allclose(logistic, [0.5, 0.5, 1, 0, np.nan, 1, 0, 1, 0], atol=1e-37)
 
 
-@every_cell
-def test_nan_and_infinity_propagate_as_in_scan(cell):
-    weights, x, carry = arguments(cell, (6, 4, 3, 5), jnp.float32)
+@every_layer
+def test_nan_and_infinity_propagate_as_in_scan(cell, projected):
+    weights, x, carry = arguments(cell, (6, 4, 3, 5), jnp.float32, projected=projected)
     x = x.at[2, 1, 0].set(np.nan).at[3, 2, 1].set(np.inf).at[4, 3, 2].set(-np.inf)
     (got, _), (wanted, _) = (
         strategy(cell, weights, x, carry) for strategy in (strategies.Native(), strategies.Scan())
@@ -183,9 +190,9 @@ def test_unsupported_arguments_raise_one_sentence():
     weights, x, carry = arguments(cells.lstm, (2, 2, 3, 4), jnp.float32)
     with pytest.raises(jaxrnn.InputError, match=r"not own; strategies.Scan runs every cell"):
         run(cells.lstm._replace(name="own"), weights, x, carry)
-    projected = weights._replace(hh=weights.hh[:, :2], hr=jnp.ones((2, 4), jnp.float32))
-    with pytest.raises(jaxrnn.InputError, match="no projections"):
-        run(cells.lstm, projected, x, (carry[0][:, :2], carry[1]))
+    projected = Weights(weights.ih[:4], weights.hh[:4, :2], hr=jnp.ones((2, 4), jnp.float32))
+    with pytest.raises(jaxrnn.InputError, match=r"does not project rnn_tanh .*Scan does\."):
+        run(cells.rnn_tanh, projected, x, (carry[0][:, :2],))
     low = weights._replace(ih=weights.ih.astype(jnp.bfloat16))
     with pytest.raises(jaxrnn.InputError, match=r"float32 or in float64, not in bfloat16, float32"):
         run(cells.lstm, low, x, carry)
@@ -224,6 +231,8 @@ def test_native_is_the_default_where_it_runs():
     for dtype, wanted in [("float32", kernel), ("float64", kernel), ("bfloat16", scan)]:
         args = arguments(cells.gru, (2, 2, 3, 4), jnp.dtype(dtype))
         assert strategies.default(cells.gru, *args) == wanted
+    args = arguments(cells.lstm, (2, 2, 3, 4), jnp.float32, projected=True)
+    assert strategies.default(cells.lstm, *args) == strategies.Native()
 
 
 def calls(run, *args):
@@ -232,8 +241,9 @@ def calls(run, *args):
     return [name for name in (native.FORWARD, native.ADJOINT) if f'"{name}"' in text]
 
 
-def test_a_gradient_makes_two_calls_and_forward_mode_uses_scan():
-    args = arguments(cells.lstm, (4, 2, 3, 5), jnp.float32)
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_gradient_makes_two_calls_and_forward_mode_uses_scan(projected):
+    args = arguments(cells.lstm, (4, 2, 3, 5), jnp.float32, projected=projected)
     run = lambda *a: strategies.Native()(cells.lstm, *a)[0].sum()  # noqa: E731
     assert calls(run, *args) == [native.FORWARD]
     assert calls(jax.grad(run), *args) == [native.FORWARD, native.ADJOINT]
@@ -278,13 +288,15 @@ def test_vmap_over_stacked_weights_is_a_call_for_each_unless_each_is_one_wide_ro
     assert calls(jax.vmap(jax.grad(run)), *args) == both * served
 
 
-def test_a_gradient_stores_the_gates_once():
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_gradient_stores_the_gates_once(projected):
     """LSTM: 4 H + H saved per step, overwritten by cotangents; outputs and their cotangents."""
     steps, batch, hidden = 50, 16, 64
-    args = arguments(cells.lstm, (steps, batch, 8, hidden), jnp.float32)
+    args = arguments(cells.lstm, (steps, batch, 8, hidden), jnp.float32, projected=projected)
     loss = lambda *a: (strategies.Native()(cells.lstm, *a)[0] ** 2).sum()  # noqa: E731
     memory = jax.jit(jax.grad(loss)).lower(*args).compile().memory_analysis()
-    assert memory.temp_size_in_bytes <= 7.5 * steps * batch * hidden * 4
+    features = 5 * hidden + 2.5 * args[2][0].shape[1]
+    assert memory.temp_size_in_bytes <= features * steps * batch * 4
 
 
 @pytest.mark.parametrize(
@@ -302,9 +314,9 @@ def test_no_gradient_of_inputs_is_computed_if_not_needed(strategy, inputs):
         assert results
 
 
-@every_cell
-def test_an_exported_function_does_not_call_the_kernel(cell):
-    args = arguments(cell, (4, 2, 3, 5), jnp.float64)
+@every_layer
+def test_an_exported_function_does_not_call_the_kernel(cell, projected):
+    args = arguments(cell, (4, 2, 3, 5), jnp.float64, projected=projected)
     run = jax.jit(lambda *a: jax.value_and_grad(lambda w, x, c: _sum(cell, w, x, c))(*a))
     exported = jax.export.export(run)(*args)
     assert f"@{native.FORWARD}" not in exported.mlir_module()
@@ -420,10 +432,10 @@ def test_on_several_devices():
 
 # Values of B whose blocks of rows depend on the number of threads.
 @pytest.mark.parametrize("batch", [3, 5, 40])
-@every_cell
-def test_calls_from_several_threads_at_once_give_the_same_bits(cell, batch):
+@every_layer
+def test_calls_from_several_threads_at_once_give_the_same_bits(cell, projected, batch):
     """The calls compete for the same workers; none may deadlock or round differently."""
-    args = arguments(cell, (60, batch, 30, 64), jnp.float32)
+    args = arguments(cell, (60, batch, 30, 64), jnp.float32, projected=projected)
     run = jax.jit(partial(value_and_gradients, strategies.Native(), cell, None))
     cotangents = cotangents_for(*args[1:])
     wanted = run(args, cotangents)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gradient-inl.h"
+#include "projection-inl.h"
 
 namespace {
 
@@ -13,9 +14,10 @@ void adjoint_memory(const Adjoint<T>& f, const Plan&, int64_t (&bytes)[kSlots]) 
   auto padded = [](int64_t n) {
     return ceil_div(n, panel_vectors<T>(n) * kLanes<T>) * panel_vectors<T>(n) * kLanes<T>;
   };
-  bytes[kBackPanels] = gates(f.cell) * s.hidden * padded(s.hidden) * int64_t(sizeof(T));
+  bytes[kBackPanels] = gates(f.cell) * s.hidden * padded(s.outputs()) * int64_t(sizeof(T));
   bytes[kInputBackPanels] =
       f.dx ? gates(f.cell) * s.hidden * padded(s.inputs) * int64_t(sizeof(T)) : 0;
+  bytes[kProjectionBackPanels] = s.projected * padded(s.hidden) * int64_t(sizeof(T));
 }
 
 template <class T>
@@ -35,7 +37,7 @@ __attribute__((noinline)) void back_product(const AdjointStep<T>& s, int64_t pan
                                             const int32_t* active, V<T>* out) {
   constexpr int L = kLanes<T>;
   const Shape& shape = s.f.shape;
-  const int64_t H = shape.hidden, depth = gates(s.f.cell) * H;
+  const int64_t P = shape.outputs(), depth = gates(s.f.cell) * shape.hidden;
   V<T> dh[R][N];
   const T* rows[R];
   for (int r = 0; r < R; ++r) {
@@ -43,8 +45,8 @@ __attribute__((noinline)) void back_product(const AdjointStep<T>& s, int64_t pan
     rows[r] = s.next[active[r]];
     for (int v = 0; v < N; ++v) {
       const int64_t u = (panel * N + v) * L;
-      dh[r][v] = u < H ? load(s.f.dh0 + b * H + u, H - u) : V<T>{};
-      if (s.t >= 0 && u < H) dh[r][v] += load(s.f.d_ys + at * H + u, H - u);
+      dh[r][v] = u < P ? load(s.f.dh0 + b * P + u, P - u) : V<T>{};
+      if (s.t >= 0 && u < P) dh[r][v] += load(s.f.d_ys + at * P + u, P - u);
     }
   }
   multiply<T, R, N, N>(dh, rows, s.panels + panel * depth * N * L, depth, Same());
@@ -54,7 +56,25 @@ __attribute__((noinline)) void back_product(const AdjointStep<T>& s, int64_t pan
     for (int v = 0; v < N; ++v) out[r * N + v] = dh[r][v];
 }
 
-// Adjoint of the cell from dh of `count` rows. At t < 0, dh is the cotangent of the initial state.
+// Stores dh of `count` rows: at t < 0 as the cotangent of the initial state, else for the adjoint
+// of the projection.
+template <class T>
+void store_block(const AdjointStep<T>& s, int64_t first, int vectors, const int32_t* active,
+                 int count, const V<T>* dh) {
+  const int64_t P = s.f.shape.outputs();
+  for (int r = 0; r < count; ++r) {
+    const int64_t b = s.rows[active[r]], at = s.t * s.f.shape.batch + b;
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t u = first + v * kLanes<T>;
+      if (u >= P) break;
+      store(s.f.dh0 + b * P + u, s.t < 0 ? dh[r * vectors + v] : V<T>{}, P - u);
+      if (s.t >= 0) store(s.f.dh + at * P + u, dh[r * vectors + v], P - u);
+    }
+  }
+}
+
+// Adjoint of the cell from dh of `count` rows, or from the cotangent of o tanh(c) with a
+// projection.
 template <class T, class C>
 __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t first, int vectors,
                                              const int32_t* active, int count, const V<T>* dh) {
@@ -66,20 +86,20 @@ __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t fi
       const int64_t u = first + v * kLanes<T>;
       if (u >= H) break;
       AdjointUnit<T> unit = {};
-      unit.carry = s.f.dh0 + b * H + u;
       unit.n = H - u;
-      if (s.t < 0) {
-        store(unit.carry, dh[r * vectors + v], unit.n);
-        continue;
+      if (s.f.w_hr) {
+        unit.m = s.f.m + at * H + u;
+      } else {
+        unit.carry = s.f.dh0 + b * H + u;
+        unit.h = s.schedule.entering(shape, at, b, H, s.f.ys, s.f.h0, s.f.h_initial) + u;
+        unit.y = s.f.ys + at * H + u;
       }
-      unit.h = s.schedule.entering(shape, at, b, s.f.ys, s.f.h0, s.f.h_initial) + u;
-      unit.y = s.f.ys + at * H + u;
       unit.gates = s.f.gates + at * C::kSaved * H + u;
       unit.hidden = H;
       unit.relu = s.f.cell == CellKind::rnn_relu;
       if (s.f.cs) {
         unit.c = s.f.cs + at * H + u;
-        unit.c_previous = s.schedule.entering(shape, at, b, s.f.cs, s.f.c0, s.f.c_initial) + u;
+        unit.c_previous = s.schedule.entering(shape, at, b, H, s.f.cs, s.f.c0, s.f.c_initial) + u;
         unit.dc = s.f.dc0 + b * H + u;
       }
       C::template adjoint<T>(dh[r * vectors + v], unit);
@@ -91,11 +111,10 @@ template <class T, class C, int N>
 void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& group,
                   const T* packed, Workspace& work, int member) {
   const Shape& s = f.shape;
-  const int64_t depth = C::kGates * s.hidden, width = N * kLanes<T>;
-  const int64_t panels = ceil_div(s.hidden, width);
-  const int64_t p0 = panels * group.part / group.parts,
-                p1 = panels * (group.part + 1) / group.parts;
-  const int64_t u0 = min(p0 * width, s.hidden), u1 = min(p1 * width, s.hidden);
+  const int64_t depth = C::kGates * s.hidden;
+  const Share states(group, s.outputs(), N * kLanes<T>);
+  const Share units(group, s.hidden, panel_vectors<T>(s.hidden) * kLanes<T>);
+  const T* projection = static_cast<const T*>(shared_memory(work, kProjectionBackPanels));
   const T** next =
       static_cast<const T**>(private_memory(work, member, group.size * int64_t(sizeof(T*))));
   int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
@@ -105,25 +124,38 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
   for (int64_t j = 0; j < group.size; ++j) {
     const int64_t b = group.rows[j];
     next[j] = zeros;
-    copy(f.dh0 + b * s.hidden + u0, f.d_h + b * s.hidden + u0, u1 - u0);
-    if (f.dc0) copy(f.dc0 + b * s.hidden + u0, f.d_c + b * s.hidden + u0, u1 - u0);
-    if (f.dh_initial) copy<T>(f.dh_initial + b * s.hidden + u0, nullptr, u1 - u0);
-    if (f.dc_initial) copy<T>(f.dc_initial + b * s.hidden + u0, nullptr, u1 - u0);
+    const int64_t h = b * s.outputs() + states.begin, c = b * s.hidden + units.begin;
+    copy(f.dh0 + h, f.d_h + h, states.size());
+    if (f.dc0) copy(f.dc0 + c, f.d_c + c, units.size());
+    if (f.dh_initial) copy<T>(f.dh_initial + h, nullptr, states.size());
+    if (f.dc_initial) copy<T>(f.dc_initial + c, nullptr, units.size());
   }
 
   AdjointStep<T> step{f, schedule, packed, group.rows, next, 0};
   auto run = [&](const int32_t* some, int64_t count) {
     V<T> dh[kRows * N];
-    for (int64_t p = p0; p < p1; ++p)
+    for (int64_t p = states.p0; p < states.p1; ++p)
       for_blocks(count, [&](auto r, int64_t at) {
         back_product<T, r(), N>(step, p, some + at, dh);
-        adjoint_block<T, C>(step, p * width, N, some + at, r(), dh);
+        if (f.w_hr || step.t < 0)
+          store_block(step, p * states.width, N, some + at, r(), dh);
+        else
+          adjoint_block<T, C>(step, p * states.width, N, some + at, r(), dh);
       });
+    if (!f.w_hr || step.t < 0) return;
+    if (group.parts > 1) wait_for_all(work);
+    auto row = [&](int64_t k) {
+      return f.dh + (step.t * s.batch + group.rows[some[k]]) * s.projected;
+    };
+    for_products<T>(units, projection, s.projected, count, row,
+                    [&](int64_t first, int vectors, int64_t at, int rows, const V<T>* dm) {
+                      adjoint_block<T, C>(step, first, vectors, some + at, rows, dm);
+                    });
   };
   // At a reset, adds the cotangents of the member's units to those of the initial state, and clears
   // them.
-  auto move = [&](T* from, T* to, int64_t at) {
-    for (int64_t u = at + u0; from && u < at + u1; ++u) {
+  auto move = [](T* from, T* to, const Share& own, int64_t at) {
+    for (int64_t u = at + own.begin; from && u < at + own.end; ++u) {
       to[u] += from[u];
       from[u] = T(0);
     }
@@ -140,9 +172,9 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
     step.t = -1;
     run(fresh, resets);
     for (int64_t j = 0; j < resets; ++j) {
-      const int64_t at = group.rows[fresh[j]] * s.hidden;
-      move(f.dh0, f.dh_initial, at);
-      move(f.dc0, f.dc_initial, at);
+      const int64_t b = group.rows[fresh[j]];
+      move(f.dh0, f.dh_initial, states, b * s.outputs());
+      move(f.dc0, f.dc_initial, units, b * s.hidden);
       next[fresh[j]] = zeros;
     }
   }
@@ -158,12 +190,15 @@ void run_adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule
   const int64_t depth = C::kGates * s.hidden;
   auto width = [](int64_t columns) { return panel_vectors<T>(columns) * kLanes<T>; };
   T* back = static_cast<T*>(shared_memory(work, kBackPanels));
-  pack_plain(back, f.w_hh, depth, s.hidden, width(s.hidden), member, plan.members);
+  pack_plain(back, f.w_hh, depth, s.outputs(), width(s.outputs()), member, plan.members);
+  if (f.w_hr)
+    pack_plain(static_cast<T*>(shared_memory(work, kProjectionBackPanels)), f.w_hr, s.projected,
+               s.hidden, width(s.hidden), member, plan.members);
   if (f.dx)
     pack_plain(static_cast<T*>(shared_memory(work, kInputBackPanels)), f.w_ih, depth, s.inputs,
                width(s.inputs), member, plan.members);
   wait_for_all(work);
-  with_vectors(panel_vectors<T>(s.hidden), [&](auto n) {
+  with_vectors(panel_vectors<T>(s.outputs()), [&](auto n) {
     for_groups(plan, schedule, f.mask, s.batch, member, [&](const Group& group) {
       walk_adjoint<T, C, n()>(f, schedule, group, back, work, member);
     });

@@ -21,7 +21,7 @@ struct ForwardUnit {
 template <class T>
 struct AdjointUnit {
   const T *h, *c, *c_previous, *y;
-  T *gates, *carry, *dc;
+  T *gates, *carry, *dc, *m;  // carry is null and m = o tanh(c) is stored with a projection
   int64_t hidden, n;
   bool relu;
 };
@@ -67,7 +67,10 @@ struct Lstm {
     store(pg, dc * i * (T(1) - g * g), u.n);
     store(po, dh * tc * o * (T(1) - o), u.n);
     store(u.dc, dc * f, u.n);
-    store(u.carry, V<T>{}, u.n);
+    if (u.m)
+      store(u.m, o * tc, u.n);
+    else
+      store(u.carry, V<T>{}, u.n);
   }
 };
 

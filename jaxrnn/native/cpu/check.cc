@@ -37,23 +37,25 @@ template <class T>
 class Data {
  public:
   explicit Data(const Case& c) : case_(c), random_(7) {
-    const auto [steps, batch, inputs, hidden, reverse] = c.shape;
-    const int64_t rows = gates(c.cell) * hidden, all = steps * batch;
+    const auto [steps, batch, inputs, hidden, reverse, projected] = c.shape;
+    const int64_t rows = gates(c.cell) * hidden, all = steps * batch, outputs = c.shape.outputs();
     x = draw(all * inputs), w_ih = draw(rows * inputs);
     // With larger weights, the network amplifies rounding errors and builds cannot agree.
-    w_hh = draw(rows * hidden, 0.5 / std::sqrt(double(hidden)));
-    b_ih = draw(rows), b_hh = draw(rows), h0 = draw(batch * hidden), c0 = draw(batch * hidden);
-    d_ys = draw(all * hidden), d_h = draw(batch * hidden), d_c = draw(batch * hidden);
+    w_hh = draw(rows * outputs, 0.5 / std::sqrt(double(hidden)));
+    w_hr = draw(projected * hidden, 1 / std::sqrt(double(hidden)));
+    b_ih = draw(rows), b_hh = draw(rows), h0 = draw(batch * outputs), c0 = draw(batch * hidden);
+    d_ys = draw(all * outputs), d_h = draw(batch * outputs), d_c = draw(batch * hidden);
     for (int64_t i = 0; i < all; ++i) mask.push_back(uint8_t(random_() % 3));
-    h_initial = draw(batch * hidden), c_initial = draw(batch * hidden);
+    h_initial = draw(batch * outputs), c_initial = draw(batch * hidden);
   }
 
   // All results of the forward and backward passes, concatenated.
   std::vector<T> run(const Build& build, int threads, int idle) const {
-    const auto [steps, batch, inputs, hidden, reverse] = case_.shape;
+    const auto [steps, batch, inputs, hidden, reverse, projected] = case_.shape;
     const int64_t rows = gates(case_.cell) * hidden, all = steps * batch, states = batch * hidden;
+    const int64_t outputs = case_.shape.outputs(), state = batch * outputs;
     const bool lstm = case_.cell == CellKind::lstm;
-    std::vector<T> ys(size_t(all * hidden)), h(size_t(states), T(0)), c(size_t(states), T(0));
+    std::vector<T> ys(size_t(all * outputs)), h(size_t(state), T(0)), c(size_t(states), T(0));
     std::vector<T> saved(size_t(all * saved_gates(case_.cell) * hidden)), cs(size_t(all * hidden));
     const uint8_t* m = case_.masked ? mask.data() : nullptr;
     Forward<T> f{case_.cell,
@@ -72,13 +74,15 @@ class Data {
                  gates(case_.cell) > 1 ? saved.data() : nullptr,
                  lstm ? cs.data() : nullptr,
                  m ? h_initial.data() : nullptr,
-                 m && lstm ? c_initial.data() : nullptr};
+                 m && lstm ? c_initial.data() : nullptr,
+                 projected ? w_hr.data() : nullptr};
     Threads workers(threads, idle);
     jaxrnn::run(build, f, workers.pool);
-    std::vector<T> dx(x.size()), dw_ih(size_t(rows * inputs)), dw_hh(size_t(rows * hidden));
+    std::vector<T> dx(x.size()), dw_ih(size_t(rows * inputs)), dw_hh(size_t(rows * outputs));
+    std::vector<T> dw_hr(w_hr.size()), dh = d_ys;
     std::vector<T> db_ih(static_cast<size_t>(rows)), db_hh(static_cast<size_t>(rows));
-    std::vector<T> dh0(size_t(states), T(0)), dc0(size_t(states), T(0));
-    std::vector<T> dh_initial(size_t(states), T(0)), dc_initial(size_t(states), T(0));
+    std::vector<T> dh0(size_t(state), T(0)), dc0(size_t(states), T(0));
+    std::vector<T> dh_initial(size_t(state), T(0)), dc_initial(size_t(states), T(0));
     Adjoint<T> a{case_.cell,
                  case_.shape,
                  x.data(),
@@ -89,7 +93,7 @@ class Data {
                  m,
                  ys.data(),
                  lstm ? cs.data() : nullptr,
-                 d_ys.data(),
+                 dh.data(),
                  d_h.data(),
                  lstm ? d_c.data() : nullptr,
                  saved.data(),
@@ -103,12 +107,16 @@ class Data {
                  m ? h_initial.data() : nullptr,
                  m && lstm ? c_initial.data() : nullptr,
                  m ? dh_initial.data() : nullptr,
-                 m && lstm ? dc_initial.data() : nullptr};
+                 m && lstm ? dc_initial.data() : nullptr,
+                 dh.data(),
+                 cs.data(),
+                 projected ? w_hr.data() : nullptr,
+                 projected ? dw_hr.data() : nullptr};
     Threads others(threads, idle);
     jaxrnn::run(build, a, others.pool);
     std::vector<T> everything;
-    for (const auto* part :
-         {&ys, &h, &c, &dx, &dw_ih, &dw_hh, &db_ih, &db_hh, &dh0, &dc0, &dh_initial, &dc_initial})
+    for (const auto* part : {&ys, &h, &c, &dx, &dw_ih, &dw_hh, &db_ih, &db_hh, &dw_hr, &dh0, &dc0,
+                             &dh_initial, &dc_initial})
       everything.insert(everything.end(), part->begin(), part->end());
     return everything;
   }
@@ -123,7 +131,7 @@ class Data {
 
   Case case_;
   std::mt19937 random_;
-  std::vector<T> x, w_ih, w_hh, b_ih, b_hh, h0, c0, h_initial, c_initial, d_ys, d_h, d_c;
+  std::vector<T> x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, h_initial, c_initial, d_ys, d_h, d_c;
   std::vector<uint8_t> mask;
 };
 
@@ -140,15 +148,16 @@ int check(const Case& c, double tolerance) {
         worst = std::fmax(
             worst, std::fabs(double(got[i] - wanted[i])) / (1 + std::fabs(double(wanted[i]))));
       if (!(worst < tolerance)) {
-        std::printf("%s, cell %d, T %ld B %ld I %ld H %ld, %d threads: %g\n", build->name,
+        std::printf("%s, cell %d, T %ld B %ld I %ld H %ld P %ld, %d threads: %g\n", build->name,
                     int(c.cell), long(c.shape.steps), long(c.shape.batch), long(c.shape.inputs),
-                    long(c.shape.hidden), threads, worst);
+                    long(c.shape.hidden), long(c.shape.projected), threads, worst);
         ++failures;
       }
       for (int idle : {0, 2})
         if (idle < threads && data.run(*build, threads, idle) != got) {
-          std::printf("%s, cell %d, H %ld: %d of %d threads give other bits\n", build->name,
-                      int(c.cell), long(c.shape.hidden), idle + 1, threads);
+          std::printf("%s, cell %d, H %ld P %ld: %d of %d threads give other bits\n", build->name,
+                      int(c.cell), long(c.shape.hidden), long(c.shape.projected), idle + 1,
+                      threads);
           ++failures;
         }
     }
@@ -199,13 +208,17 @@ int main(int argc, char** argv) {
   std::vector<Shape> shapes = some;
   if (!few) shapes.insert(shapes.end(), more.begin(), more.end());
   int failures = check_choice(), count = 0;
-  for (CellKind cell : kCells)
+  auto check_all = [&](CellKind cell, bool projects) {
     for (const Shape& shape : shapes)
       for (bool masked : {false, true}) {
         Case c{cell, shape, masked, (count & 1) != 0};
         c.shape.reverse = (count++ & 2) != 0;
+        c.shape.projected = projects ? (2 * shape.hidden + 2) / 3 : 0;
         failures += check<float>(c, 2e-4) + check<double>(c, 1e-12);
       }
+  };
+  for (CellKind cell : kCells) check_all(cell, false);
+  check_all(CellKind::lstm, true);
   std::printf("%d cases, %d failures\n", count, failures);
   return failures != 0;
 }

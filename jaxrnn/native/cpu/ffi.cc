@@ -79,40 +79,48 @@ ffi::Error by_type(ffi::DataType type, F&& f) {
   return ffi::Error::InvalidArgument("jaxrnn's kernel takes float32 and float64.");
 }
 
-Shape shape_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& h0, bool reverse) {
-  return {x.dimensions()[0], x.dimensions()[1], x.dimensions()[2], h0.dimensions()[1], reverse};
+// An absent w_hr has one axis.
+Shape shape_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& h0, const ffi::AnyBuffer& w_hr,
+               bool reverse) {
+  const auto steps = x.dimensions();
+  const int64_t outputs = h0.dimensions()[1];
+  const bool projects = w_hr.dimensions().size() == 2;
+  return {steps[0], steps[1],
+          steps[2], projects ? w_hr.dimensions()[1] : outputs,
+          reverse,  projects ? outputs : 0};
 }
 
 using Out = ffi::Result<ffi::AnyBuffer>;
 using In = ffi::AnyBuffer;
 
 ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x,
-                   In w_ih, In w_hh, In b_ih, In b_hh, In h0, In c0, In mask,
+                   In w_ih, In w_hh, In b_ih, In b_hh, In w_hr, In h0, In c0, In mask,
                    ffi::RemainingArgs initial, Out ys, Out h, Out c, Out saved, Out cs) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    Forward<T> call{CellKind(cell),      shape_of(x, h0, reverse),
-                    data<T>(x),          data<T>(w_ih),
-                    data<T>(w_hh),       data<T>(b_ih),
-                    data<T>(b_hh),       data<T>(h0),
-                    data<T>(c0),         data<uint8_t>(mask),
-                    data<T>(*ys),        data<T>(*h),
-                    data<T>(*c),         data<T>(*saved),
-                    data<T>(*cs),        given<T>(initial, 0),
-                    given<T>(initial, 1)};
+    Forward<T> call{CellKind(cell),       shape_of(x, h0, w_hr, reverse),
+                    data<T>(x),           data<T>(w_ih),
+                    data<T>(w_hh),        data<T>(b_ih),
+                    data<T>(b_hh),        data<T>(h0),
+                    data<T>(c0),          data<uint8_t>(mask),
+                    data<T>(*ys),         data<T>(*h),
+                    data<T>(*c),          data<T>(*saved),
+                    data<T>(*cs),         given<T>(initial, 0),
+                    given<T>(initial, 1), data<T>(w_hr)};
     for (Out* result : {&ys, &saved, &cs}) want_huge_pages(**result);
     run(build_named(build), call, pool_of(threads));
   });
 }
 
 ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x,
-                   In w_ih, In w_hh, In h0, In c0, In mask, In ys, In cs, In, In d_ys, In d_h,
-                   In d_c, ffi::RemainingArgs initial, Out gates, Out dx, Out dw_ih, Out dw_hh,
-                   Out db_ih, Out db_hh, Out dh0, Out dc0, ffi::RemainingRets d_initial) {
+                   In w_ih, In w_hh, In w_hr, In h0, In c0, In mask, In ys, In cs, In, In d_ys,
+                   In d_h, In d_c, ffi::RemainingArgs initial, Out gates, Out m, Out dh, Out dx,
+                   Out dw_ih, Out dw_hh, Out db_ih, Out db_hh, Out dw_hr, Out dh0, Out dc0,
+                   ffi::RemainingRets d_initial) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
     Adjoint<T> call{CellKind(cell),
-                    shape_of(x, h0, reverse),
+                    shape_of(x, h0, w_hr, reverse),
                     data<T>(x),
                     data<T>(w_ih),
                     data<T>(w_hh),
@@ -135,7 +143,11 @@ ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool re
                     given<T>(initial, 0),
                     given<T>(initial, 1),
                     given<T>(d_initial, 0),
-                    given<T>(d_initial, 1)};
+                    given<T>(d_initial, 1),
+                    data<T>(*dh),
+                    data<T>(*m),
+                    data<T>(w_hr),
+                    data<T>(*dw_hr)};
     want_huge_pages(*dx);
     run(build_named(build), call, pool_of(threads));
   });
@@ -158,6 +170,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, jaxrnn::forward,
                                   .Attr<int32_t>("cell")
                                   .Attr<int32_t>("build")
                                   .Attr<bool>("reverse")
+                                  .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
@@ -191,7 +204,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_adjoint, jaxrnn::adjoint,
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
                                   .RemainingArgs()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()

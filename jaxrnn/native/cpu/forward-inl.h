@@ -3,12 +3,13 @@
 
 #include "cell-inl.h"
 #include "group-inl.h"
+#include "projection-inl.h"
 
 namespace {
 
 using namespace jaxrnn;
 
-enum { kInputPanels, kHiddenPanels, kBiases };
+enum { kInputPanels, kHiddenPanels, kBiases, kProjectionPanels, kProjected };
 
 template <class T>
 void forward_memory(const Forward<T>& f, const Plan&, int64_t (&bytes)[kSlots]) {
@@ -18,8 +19,12 @@ void forward_memory(const Forward<T>& f, const Plan&, int64_t (&bytes)[kSlots]) 
     const int64_t panels = ceil_div(s.hidden, C::kUnits * kLanes<T>);
     const int64_t vector = kLanes<T> * int64_t(sizeof(T));
     bytes[kInputPanels] = panels * s.inputs * C::kVectors * vector;
-    bytes[kHiddenPanels] = panels * s.hidden * C::kVectors * vector;
+    bytes[kHiddenPanels] = panels * s.outputs() * C::kVectors * vector;
     bytes[kBiases] = panels * C::kSums * vector;
+    if (f.w_hr) {
+      bytes[kProjectionPanels] = (s.projected + 4 * kLanes<T>)*s.hidden * int64_t(sizeof(T));
+      bytes[kProjected] = s.batch * s.hidden * int64_t(sizeof(T));
+    }
   });
 }
 
@@ -31,8 +36,8 @@ void pack_forward(const Forward<T>& f, T* wx, T* wh, T* bias, int64_t p) {
   auto lanes = [&](int v) { return s.hidden - first_unit<T, C>(p, v); };
   pack_transposed<T, C::kVectors>(wx + p * s.inputs * C::kVectors * L, f.w_ih, s.inputs, first,
                                   lanes);
-  pack_transposed<T, C::kVectors>(wh + p * s.hidden * C::kVectors * L, f.w_hh, s.hidden, first,
-                                  lanes);
+  pack_transposed<T, C::kVectors>(wh + p * s.outputs() * C::kVectors * L, f.w_hh, s.outputs(),
+                                  first, lanes);
   T* b = bias + p * C::kSums * L;
   copy<T>(b, nullptr, C::kSums * L);
   for (int v = 0; v < C::kVectors; ++v)
@@ -49,6 +54,7 @@ struct ForwardStep {
   const int32_t* rows;
   const T** h;  // by position in the group
   int64_t t;
+  T* m = nullptr;  // (B, H): o tanh(c) before the projection; null without one
 };
 
 // Input projections of R steps (any rows, any t), stored without further computation.
@@ -100,7 +106,7 @@ struct Pending {
         if (u >= hidden) break;
         unit.h = s.h[rows[i]] + u;
         unit.c = s.f.c_last + at;
-        unit.y = s.f.ys + first + at;
+        unit.y = s.m ? s.m + at : s.f.ys + first + at;
         if (s.f.saved) unit.saved = s.f.saved + C::kSaved * (first + row) + u;
         unit.cs = s.f.cs + first + at;
         unit.n = hidden - u;
@@ -148,8 +154,9 @@ __attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel
                                           shape.inputs, C::x_sum);
   }
   for (int r = 0; r < R; ++r) rows[r] = s.h[active[r]];
-  multiply<T, R, C::kSums, C::kVectors>(sum, rows, s.wh + panel * shape.hidden * C::kVectors * L,
-                                        shape.hidden, C::h_sum);
+  const int64_t depth = shape.outputs();
+  multiply<T, R, C::kSums, C::kVectors>(sum, rows, s.wh + panel * depth * C::kVectors * L, depth,
+                                        C::h_sum);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -161,18 +168,21 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
                   Workspace& work, int member) {
   constexpr int L = kLanes<T>;
   const Shape& s = f.shape;
-  const int64_t panels = ceil_div(s.hidden, C::kUnits * L);
-  const int64_t p0 = panels * group.part / group.parts,
-                p1 = panels * (group.part + 1) / group.parts;
-  const int64_t u0 = min(p0 * C::kUnits * L, s.hidden), u1 = min(p1 * C::kUnits * L, s.hidden);
+  const int64_t panels = ceil_div(s.hidden, C::kUnits * L), outputs = s.outputs();
+  const Share units(group, s.hidden, C::kUnits * L);
+  const int64_t p0 = units.p0, p1 = units.p1;
+  const Share states = f.w_hr ? Share(group, outputs, panel_vectors<T>(outputs) * L) : units;
+  const T* projection = static_cast<const T*>(shared_memory(work, kProjectionPanels));
+  T* m = f.w_hr ? static_cast<T*>(shared_memory(work, kProjected)) : nullptr;
   const T** h =
       static_cast<const T**>(private_memory(work, member, group.size * int64_t(sizeof(T*))));
   int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
   int32_t* fresh = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
   for (int64_t j = 0; j < group.size; ++j) {
     const int64_t b = group.rows[j];
-    h[j] = f.h0 + b * s.hidden;
-    if (f.c0) copy(f.c_last + b * s.hidden + u0, f.c0 + b * s.hidden + u0, u1 - u0);
+    h[j] = f.h0 + b * outputs;
+    const int64_t own = b * s.hidden + units.begin;
+    if (f.c0) copy(f.c_last + own, f.c0 + own, units.size());
   }
 
   // With few rows, projecting the inputs of several steps at once loads each weight less often.
@@ -190,7 +200,7 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
     steps = static_cast<int32_t*>(private_memory(work, member, capacity * 4));
   }
 
-  ForwardStep<T> step{f, wx, wh, bias, group.rows, h, 0};
+  ForwardStep<T> step{f, wx, wh, bias, group.rows, h, 0, m};
   Pending<T, C> pending;
   int64_t projected = 0;
   for (int64_t i = 0; i < s.steps; ++i) {
@@ -210,9 +220,9 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
     }
     const int64_t count = group.at(t, active);
     for (int64_t j = f.h_initial ? group.resets(t, active, count, fresh) : 0; j-- > 0;) {
-      const int64_t at = group.rows[fresh[j]] * s.hidden;
-      h[fresh[j]] = f.h_initial + at;
-      if (f.c0) copy(f.c_last + at + u0, f.c_initial + at + u0, u1 - u0);
+      const int64_t b = group.rows[fresh[j]], own = b * s.hidden + units.begin;
+      h[fresh[j]] = f.h_initial + b * outputs;
+      if (f.c0) copy(f.c_last + own, f.c_initial + own, units.size());
     }
     for (int64_t p = p0; p < p1; ++p)
       for_blocks(count, [&](auto r, int64_t at) {
@@ -222,17 +232,21 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
       });
     pending.finish(step);
     projected += count;
+    if (m) {
+      if (group.parts > 1) wait_for_all(work);
+      project_states(f, group, states, projection, m, t, active, count);
+    }
     for (int64_t j = 0; j < group.size; ++j) {
-      T* y = f.ys + (t * s.batch + group.rows[active[j]]) * s.hidden;
+      T* y = f.ys + (t * s.batch + group.rows[active[j]]) * outputs;
       if (j < count)
         h[active[j]] = y;
       else
-        copy<T>(y + u0, nullptr, u1 - u0);
+        copy<T>(y + states.begin, nullptr, states.size());
     }
     if (group.parts > 1) wait_for_all(work);
   }
   for (int64_t j = 0; j < group.size; ++j)
-    copy(f.h_last + group.rows[j] * s.hidden + u0, h[j] + u0, u1 - u0);
+    copy(f.h_last + group.rows[j] * outputs + states.begin, h[j] + states.begin, states.size());
 }
 
 template <class T, class C>
@@ -243,6 +257,9 @@ void run_forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule
   T* wh = static_cast<T*>(shared_memory(work, kHiddenPanels));
   T* bias = static_cast<T*>(shared_memory(work, kBiases));
   for (int64_t p = member; p < panels; p += plan.members) pack_forward<T, C>(f, wx, wh, bias, p);
+  if (f.w_hr)
+    pack_projection(static_cast<T*>(shared_memory(work, kProjectionPanels)), f, member,
+                    plan.members);
   wait_for_all(work);
   for_groups(plan, schedule, f.mask, f.shape.batch, member,
              [&](const Group& group) { walk_forward<T, C>(f, group, wx, wh, bias, work, member); });

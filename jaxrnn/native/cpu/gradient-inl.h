@@ -8,7 +8,7 @@ namespace {
 
 using namespace jaxrnn;
 
-enum { kBackPanels, kInputBackPanels };
+enum { kBackPanels, kInputBackPanels, kProjectionBackPanels };
 
 // out[r][columns of the panel] += sum over k of a[k][r] * panel[k], or = for the first sums.
 template <class T, int R, int N>
@@ -79,7 +79,7 @@ template <class T>
 void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule,
                       Workspace& work, int member) {
   const Shape& s = f.shape;
-  const int64_t rows = gates(f.cell) * s.hidden, H = s.hidden;
+  const int64_t rows = gates(f.cell) * s.hidden, H = s.hidden, P = s.outputs();
   const int64_t saved = saved_gates(f.cell) * H;
   const int64_t m0 = rows * member / plan.members, m1 = rows * (member + 1) / plan.members;
   auto padded = [](int64_t n) { return n + 4 * kLanes<T>; };
@@ -87,13 +87,19 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
     return static_cast<T*>(private_memory(work, member, n * int64_t(sizeof(T))));
   };
   const WeightGradient<T> ih{f.dw_ih, f.db_ih, s.inputs, space(kDepth * padded(s.inputs))};
-  const WeightGradient<T> hh{f.dw_hh, f.db_hh, H, space(kDepth * padded(H))};
+  const WeightGradient<T> hh{f.dw_hh, f.db_hh, P, space(kDepth * padded(P))};
+  const WeightGradient<T> hr{f.dw_hr, nullptr, H, space(f.dw_hr ? kDepth * padded(H) : 0)};
+  const int64_t r0 = s.projected * member / plan.members,
+                r1 = s.projected * (member + 1) / plan.members;
   T* a = space(kDepth * kRows);
-  const WeightGradient<T>* both[] = {&ih, &hh};
-  for (const WeightGradient<T>* g : both) {
-    if (schedule.count > 0) break;  // the first sums replace what is there
-    copy<T>(g->dw + m0 * g->columns, nullptr, (m1 - m0) * g->columns);
-    if (g->db) copy<T>(g->db + m0, nullptr, m1 - m0);
+  auto clear = [](const WeightGradient<T>& g, int64_t begin, int64_t end) {
+    copy<T>(g.dw + begin * g.columns, nullptr, (end - begin) * g.columns);
+    if (g.db) copy<T>(g.db + begin, nullptr, end - begin);
+  };
+  if (schedule.count == 0) {  // otherwise the first sums replace what is there
+    clear(ih, m0, m1);
+    clear(hh, m0, m1);
+    if (f.dw_hr) clear(hr, r0, r1);
   }
   for (int64_t from = 0; from < schedule.count; from += kDepth) {
     const int64_t count = min(kDepth, schedule.count - from);
@@ -103,22 +109,26 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
     pack_inputs(ih, count, [&](int64_t k) { return f.x + step(k) * s.inputs; });
     pack_inputs(hh, count, [&](int64_t k) {
       const int64_t at = step(k);
-      return schedule.entering(s, at, at % s.batch, f.ys, f.h0, f.h_initial);
+      return schedule.entering(s, at, at % s.batch, P, f.ys, f.h0, f.h_initial);
     });
     // The GRU's third gate has two cotangents: that of W_hn h + b_hn, then that of W_in x + b_in.
     const int64_t third = saved > rows ? 2 * H : rows;
-    auto add = [&](const WeightGradient<T>& g, int64_t begin, int64_t end, int64_t shift) {
+    auto add = [&](const WeightGradient<T>& g, int64_t begin, int64_t end, const T* cotangents,
+                   int64_t stride) {
       if (end <= begin) return;
       for_blocks(end - begin, [&](auto r, int64_t at) {
         const int64_t m = begin + at;
         add_rows<T, r()>(
-            g, m, count, [&](int64_t k) { return f.gates + step(k) * saved + m + shift; }, a,
+            g, m, count, [&](int64_t k) { return cotangents + step(k) * stride + m; }, a,
             from == 0);
       });
     };
-    add(ih, m0, min(m1, third), 0);
-    add(ih, third > m0 ? third : m0, m1, H);
-    add(hh, m0, m1, 0);
+    add(ih, m0, min(m1, third), f.gates, saved);
+    add(ih, third > m0 ? third : m0, m1, f.gates + H, saved);
+    add(hh, m0, m1, f.gates, saved);
+    if (!f.dw_hr) continue;
+    pack_inputs(hr, count, [&](int64_t k) { return f.m + step(k) * H; });
+    add(hr, r0, r1, f.dh, P);
   }
 }
 

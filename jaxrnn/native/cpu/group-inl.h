@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernel.h"
-#include "simd-inl.h"
+#include "product-inl.h"
 
 namespace {
 
@@ -36,6 +36,18 @@ struct Group {
       if (mask[t * batch + rows[active[j]]] == kReset) fresh[n++] = active[j];
     return n;
   }
+};
+
+// The panels of `width` columns that a member of a group owns, and their columns [begin, end).
+struct Share {
+  Share(const Group& group, int64_t columns, int64_t width)
+      : width(width),
+        p0(ceil_div(columns, width) * group.part / group.parts),
+        p1(ceil_div(columns, width) * (group.part + 1) / group.parts),
+        begin(min(p0 * width, columns)),
+        end(min(p1 * width, columns)) {}
+  int64_t width, p0, p1, begin, end;
+  int64_t size() const { return end - begin; }
 };
 
 // Calls f for each group that a member walks, or helps to walk.

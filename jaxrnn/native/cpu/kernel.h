@@ -1,7 +1,8 @@
 // Arguments of the kernels, and the table of kernels that each build of kernel.cc exports.
 //
 // Shapes, row-major: x (T, B, I), w_ih (G H, I), w_hh (G H, H), biases (G H), states (B, H),
-// mask (T, B), ys (T, B, H). PyTorch's gate order. A null pointer stands for an absent array.
+// mask (T, B), ys (T, B, H). PyTorch's gate order. A null pointer stands for an absent array. With
+// a projection w_hr (P, H), h and its outputs have P elements instead of H, and w_hh is (G H, P).
 // A mask holds 0 for no step, 1 for a step, and `kReset` for a step that starts from h_initial and
 // c_initial (B, H) instead of the step before.
 #pragma once
@@ -18,6 +19,8 @@ enum class CellKind : int32_t { rnn_tanh = 0, rnn_relu = 1, lstm = 2, gru = 3 };
 struct Shape {
   int64_t steps, batch, inputs, hidden;
   bool reverse = false;
+  int64_t projected = 0;  // P, or 0 without a projection
+  int64_t outputs() const { return projected ? projected : hidden; }     // size of h
   int64_t time(int64_t i) const { return reverse ? steps - 1 - i : i; }  // t of the i-th step
 };
 
@@ -39,7 +42,7 @@ struct Forward {
   const uint8_t* mask;
   T *ys, *h_last, *c_last;
   T *saved, *cs;  // (T, B, 4 H) and (T, B, H); null in inference
-  const T *h_initial = nullptr, *c_initial = nullptr;
+  const T *h_initial = nullptr, *c_initial = nullptr, *w_hr = nullptr;
 };
 
 template <class T>
@@ -55,6 +58,11 @@ struct Adjoint {
   T *dx, *dw_ih, *dw_hh, *db_ih, *db_hh, *dh0, *dc0;
   const T *h_initial = nullptr, *c_initial = nullptr;
   T *dh_initial = nullptr, *dc_initial = nullptr;
+  // With a projection: the cotangents of each h (T, B, P), which may overwrite d_ys, and o tanh(c)
+  // (T, B, H), which may overwrite cs.
+  T *dh = nullptr, *m = nullptr;
+  const T* w_hr = nullptr;
+  T* dw_hr = nullptr;
 };
 
 // Values of `Schedule::previous` that name a given state instead of a step.
@@ -87,13 +95,13 @@ struct Schedule {
     return other >= 0 && other < s.steps * s.batch ? other : kFromCarry;
   }
 
-  // State (H) that enters step `at` of row b: that of the step before, or a given one.
+  // State that enters step `at` of row b: that of the step before, or a given one.
   template <class T>
-  const T* entering(const Shape& s, int64_t at, int64_t b, const T* of_steps, const T* carry,
-                    const T* initial) const {
+  const T* entering(const Shape& s, int64_t at, int64_t b, int64_t size, const T* of_steps,
+                    const T* carry, const T* initial) const {
     const int64_t from = before(s, at);
-    if (from >= 0) return of_steps + from * s.hidden;
-    return (from == kFromInitial ? initial : carry) + b * s.hidden;
+    if (from >= 0) return of_steps + from * size;
+    return (from == kFromInitial ? initial : carry) + b * size;
   }
 };
 
@@ -112,7 +120,8 @@ struct Kernels {
   // Bytes that each shared slot must have.
   void (*forward_memory)(const Forward<T>&, const Plan&, int64_t (&bytes)[kSlots]);
   void (*forward)(const Forward<T>&, const Plan&, const Schedule&, Workspace&, int member);
-  // The forward pass of at most kDirectRows rows, without a mask and without packed weights.
+  // The forward pass of at most kDirectRows rows, without a mask, a projection or packed
+  // weights.
   void (*direct)(const Forward<T>&, Workspace&, int member, int members);
   void (*adjoint_memory)(const Adjoint<T>&, const Plan&, int64_t (&bytes)[kSlots]);
   void (*adjoint)(const Adjoint<T>&, const Plan&, const Schedule&, Workspace&, int member);

@@ -112,7 +112,8 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
 // the recurrent weights of one thread then fit its cache.
 template <class T>
 Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int wanted) {
-  const int64_t weights = gates(cell) * shape.hidden * shape.hidden * int64_t(sizeof(T));
+  const int64_t weights =
+      shape.hidden * (gates(cell) * shape.outputs() + shape.projected) * int64_t(sizeof(T));
   const bool many_rows = shape.batch >= 2 * build.rows * wanted;
   const bool can_split_rows = shape.batch >= wanted;
   const bool large = weights > (can_split_rows ? 512 << 10 : 96 << 10);
@@ -121,7 +122,8 @@ Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int want
 }
 
 double seconds_of_work(CellKind cell, const Shape& shape, int passes) {
-  const double products = 2. * double(gates(cell) * shape.hidden * (shape.inputs + shape.hidden));
+  const double products = 2. * double(shape.hidden) *
+                          double(gates(cell) * (shape.inputs + shape.outputs()) + shape.projected);
   return double(passes) * double(shape.steps * shape.batch) * products / 40e9;
 }
 
@@ -163,7 +165,7 @@ const Kernels<T>& table(const Build& build) {
 template <class T>
 bool is_direct(const Forward<T>& call) {
   const int64_t rows = call.shape.steps * call.shape.batch;
-  return !call.mask && rows > 0 && rows <= kDirectRows;
+  return !call.mask && !call.w_hr && rows > 0 && rows <= kDirectRows;
 }
 
 template <class T>
