@@ -35,6 +35,8 @@ void release(const Block& block) {
 // Blocks that no call uses, up to a bound.
 class Kept {
  public:
+  Kept() { blocks_.reserve(kMostBlocks); }  // so that `give` does not throw
+
   // A block of at least `size` bytes, not much larger, or an empty one.
   Block take(size_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
