@@ -8,15 +8,11 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import strategies
+from kinds import LAYERS, rngs
 
 pytestmark = pytest.mark.unoptimised
 
 F32 = jnp.float32
-LAYERS = [jaxrnn.RNN, jaxrnn.GRU, jaxrnn.LSTM]
-
-
-def rngs(seed=0):
-    return nnx.Rngs(seed)
 
 
 @pytest.mark.parametrize("cls", LAYERS)

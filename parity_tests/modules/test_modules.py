@@ -8,20 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 
 import jaxrnn
 from jaxrnn import strategies
+from kinds import CELLS, LAYERS, rngs
 
 pytestmark = pytest.mark.unoptimised
 
 F32 = jnp.float32
-LAYERS = [jaxrnn.RNN, jaxrnn.GRU, jaxrnn.LSTM]
-CELLS = [jaxrnn.RNNCell, jaxrnn.GRUCell, jaxrnn.LSTMCell]
-
-
-def rngs(seed=0):
-    return nnx.Rngs(seed)
 
 
 @pytest.mark.parametrize("cls", LAYERS + CELLS)

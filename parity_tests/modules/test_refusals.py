@@ -9,19 +9,12 @@ import torch
 from flax import nnx
 
 import jaxrnn
+from kinds import rngs
 
 pytestmark = pytest.mark.unoptimised
 
 F32 = jnp.float32
-
-
-def rngs(seed=0):
-    return nnx.Rngs(seed)
-
-
 X = jnp.zeros((5, 4, 3), F32)
-
-
 W = jaxrnn.cells.Weights(jnp.zeros((18, 3), F32), jnp.zeros((18, 6), F32))
 
 

@@ -9,15 +9,12 @@ import pytest
 from flax import nnx
 
 import jaxrnn
+from kinds import rngs
 
 pytestmark = pytest.mark.unoptimised
 
 KINDS = [jaxrnn.RNN, jaxrnn.GRU, jaxrnn.LSTM]
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3, 4)), jnp.float32)
-
-
-def rngs(seed=0):
-    return nnx.Rngs(seed)
 
 
 def refused(call):

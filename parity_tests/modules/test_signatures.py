@@ -12,16 +12,11 @@ from flax import nnx
 
 import jaxrnn
 from jaxrnn import strategies
+from kinds import CELLS, LAYERS, rngs
 
 pytestmark = pytest.mark.unoptimised
 
 F32 = jnp.float32
-LAYERS = [jaxrnn.RNN, jaxrnn.GRU, jaxrnn.LSTM]
-CELLS = [jaxrnn.RNNCell, jaxrnn.GRUCell, jaxrnn.LSTMCell]
-
-
-def rngs(seed=0):
-    return nnx.Rngs(seed)
 
 
 def test_repr_shows_the_strategy_and_the_arguments():
