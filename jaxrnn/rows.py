@@ -30,6 +30,21 @@ def of_weights(weights: Weights) -> Weights:
     return shared._replace(initial=axis_of(0, weights.initial))
 
 
+def of_arguments(weights: Weights, x: Any, carry: Any, *of_steps: Any) -> Any:
+    """The axis of the rows for each argument of a layer, and for arrays (T, B, ·) after them."""
+    return of_weights(weights), axis_of(1, x), axis_of(0, carry), axis_of(1, of_steps)
+
+
+def of_cotangents(dweights: Weights | None, dx: Any, dcarry: Any) -> Any:
+    """The same for cotangents of the arguments; None for those that are not computed."""
+    return None if dweights is None else of_weights(dweights), axis_of(1, dx), axis_of(0, dcarry)
+
+
+def of_results(ys: Any, last: Any) -> Any:
+    """The same for the outputs and the last carry, or their cotangents."""
+    return axis_of(1, ys), axis_of(0, last)
+
+
 def without_axis(a: Any, axis: int | None) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an array without its mapped axis."""
     shape = [n for i, n in enumerate(a.shape) if i != axis]

@@ -216,16 +216,8 @@ class TangentMap(linear_map.LinearMap):
     def rows(self, fixed: Fixed, operands: Operands, results: Tangents) -> Any:
         if not self.recurrence.local:  # the cell may compute anything from all rows
             return None
-        weights, x, carry, *steps = fixed
-        dweights, dx, dcarry = operands
-        dys, dlast = results
-        by_step, by_row = partial(rows.axis_of, 1), partial(rows.axis_of, 0)
         return (
-            (rows.of_weights(weights), by_step(x), by_row(carry), by_step(steps)),
-            (
-                None if dweights is None else rows.of_weights(dweights),
-                by_step(dx),
-                by_row(dcarry),
-            ),
-            (by_step(dys), by_row(dlast)),
+            rows.of_arguments(*fixed),
+            rows.of_cotangents(*operands),
+            rows.of_results(*results),
         )

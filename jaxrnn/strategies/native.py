@@ -328,32 +328,15 @@ def _adjoint_on_cuda(call: AdjointCall, fixed: Any, cotangents: Any):
 
 
 def _forward_rows(call: ForwardCall, weights: Weights, x: Any, carry: Any, mask: Any) -> Any:
-    saved = _saved_shapes(call, x, carry)
-    arguments = (
-        rows.of_weights(weights),
-        rows.axis_of(1, x),
-        rows.axis_of(0, carry),
-        rows.axis_of(1, mask),
-    )
-    return arguments, (rows.axis_of(1, x), rows.axis_of(0, carry), rows.axis_of(1, saved))
+    saved = rows.axis_of(1, _saved_shapes(call, x, carry))
+    return rows.of_arguments(weights, x, carry, mask), (rows.of_results(x, carry), saved)
 
 
 def _adjoint_rows(call: AdjointCall, fixed: Any, cotangents: Any) -> Any:
-    weights, x, carry, *steps = fixed
-    d_ys, d_last = cotangents
-    arguments = (
-        rows.of_weights(weights),
-        rows.axis_of(1, x),
-        rows.axis_of(0, carry),
-        rows.axis_of(1, steps),
-    )
-    dweights = rows.of_weights(weights._replace(cell=[])) if call.with_weights else None
-    dx = rows.axis_of(1, x) if call.with_dx else None
-    return (arguments, (rows.axis_of(1, d_ys), rows.axis_of(0, d_last))), (
-        dweights,
-        dx,
-        rows.axis_of(0, carry),
-    )
+    weights, x, carry, *_ = fixed
+    dweights = weights._replace(cell=[]) if call.with_weights else None
+    found = rows.of_cotangents(dweights, x if call.with_dx else None, carry)
+    return (rows.of_arguments(*fixed), rows.of_results(*cotangents)), found
 
 
 forward = primitive.make_primitive(
