@@ -5,6 +5,7 @@
     derivative    one derivative rule for every strategy
     strategies    one cell over time, in one direction
     native        kernels of Native: C++ for a CPU, CUDA for a GPU
+    steps         values of a mask: no step, a step, a step after a reset
     sharding      the types of arrays that several devices share
     rows          arrays whose rows are independent, and `vmap` as more rows
     layers        directions, lengths and stacked layers: plain functions on plain pytrees

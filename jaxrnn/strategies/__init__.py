@@ -37,8 +37,9 @@ registered"), and install `jax2onnx` by `pip install '.[onnx]'`:
     model = jax2onnx.to_onnx(lambda x: layer(x)[0], [(7, "B", 3)])  # any batch size
 """
 
+from jaxrnn.steps import HOLD, RESET, RUN
 from jaxrnn.strategies.associative import AssociativeScan
-from jaxrnn.strategies.base import HOLD, RESET, RUN, Capabilities, Strategy
+from jaxrnn.strategies.base import Capabilities, Strategy
 from jaxrnn.strategies.checkpoint import Checkpoint
 from jaxrnn.strategies.default import default
 from jaxrnn.strategies.native import Native

@@ -9,7 +9,8 @@ from jax import Array, lax
 from jaxrnn import cells
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.derivative.rule import Recurrence
-from jaxrnn.strategies.base import RESET, Base, Capabilities, require, silence
+from jaxrnn.steps import is_reset
+from jaxrnn.strategies.base import Base, Capabilities, require, silence
 
 CAPABILITIES = Capabilities(projections=(), linear=True, recurrent_dropout=False)
 
@@ -83,7 +84,7 @@ class AssociativeScanRecurrence(Recurrence):
     ) -> tuple[Array, Array]:
         """Rows without a step keep h, a = 1 and b = 0; at a reset the step is from `initial`."""
         if initial is not None and mask.dtype != bool:
-            fresh = (mask == RESET)[:, :, None]
+            fresh = is_reset(mask)[:, :, None]
             b = jnp.where(fresh, a * jnp.broadcast_to(initial[0], a.shape) + b, b)
             a = jnp.where(fresh, jnp.zeros_like(a), a)
         runs = mask.astype(bool)[:, :, None]

@@ -11,6 +11,7 @@ from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
 from jaxrnn.derivative import rule
 from jaxrnn.derivative.rule import Recurrence
+from jaxrnn.steps import has_resets, is_reset
 
 
 class Capabilities(NamedTuple):
@@ -45,13 +46,6 @@ class Capabilities(NamedTuple):
 
 
 EVERYTHING = Capabilities()
-
-HOLD = 0
-"""In a mask of integers: no step, the state is kept."""
-RUN = 1
-"""In a mask of integers: a step."""
-RESET = 2
-"""In a mask of integers: a step that starts from the initial state."""
 
 
 @runtime_checkable
@@ -188,9 +182,9 @@ def hold(mask: Array | None, new: Carry, old: Carry) -> Carry:
 
 def restart(mask: Array | None, carry: Carry, initial: Carry | None) -> Carry:
     """The carry that enters a step: the initial one in rows with a reset, zero if it is None."""
-    if mask is None or mask.dtype == bool:
+    if mask is None or not has_resets(mask):
         return carry
-    fresh = (mask == RESET)[:, None]
+    fresh = is_reset(mask)[:, None]
     start = tuple(map(jnp.zeros_like, carry)) if initial is None else initial
     return tuple(jnp.where(fresh, s, c) for s, c in zip(start, carry, strict=True))
 

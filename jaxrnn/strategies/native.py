@@ -25,7 +25,7 @@ from jaxrnn.checks import InputError
 from jaxrnn.derivative import linear_map, rule
 from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
 from jaxrnn.native import primitive
-from jaxrnn.strategies import cuda
+from jaxrnn.native.cuda import calls
 from jaxrnn.strategies.base import Base, Capabilities, require
 from jaxrnn.strategies.scan import ScanRecurrence, steps_per_iteration
 
@@ -96,7 +96,7 @@ class Native(Base):
         # A symbolic size is exported.
         steps = [size for size in x.shape[:2] if isinstance(size, int)]
         if not why and jax.default_backend() == "gpu" and carry[0].dtype != jnp.float64:
-            lacks = cuda.refusal(CELLS.index(cell), weights, x, carry)
+            lacks = calls.refusal(CELLS.index(cell), weights, x, carry)
             why = lacks and f"strategies.Native cannot run here: {lacks}."
         if not why and math.prod(steps) >= rows.MOST:
             why = f"strategies.Native takes T * B below 2**31, got {x.shape[:2]}."
@@ -276,14 +276,14 @@ def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):
     )
 
 
-def _direction(kernel: NativeRecurrence) -> cuda.Direction:
-    return cuda.Direction(kernel.cell, CELLS.index(kernel.cell), kernel.precision, kernel.reverse)
+def _direction(kernel: NativeRecurrence) -> calls.Direction:
+    return calls.Direction(kernel.cell, CELLS.index(kernel.cell), kernel.precision, kernel.reverse)
 
 
 def _served_on_cuda(kernel: NativeRecurrence, weights: Weights, x: Any, carry: Any) -> bool:
     """Batches without rows have no kernel; a single step costs less without."""
     steps, batch, _ = x.shape
-    refused = cuda.refusal(CELLS.index(kernel.cell), weights, x, carry)
+    refused = calls.refusal(CELLS.index(kernel.cell), weights, x, carry)
     return steps > 1 and batch > 0 and weights.hr is None and not refused
 
 
@@ -311,13 +311,13 @@ def _serves_each_adjoint(call: AdjointCall, fixed: Any, _: Any) -> bool:
 def _forward_on_cuda(
     call: ForwardCall, weights: Weights, x: Array, carry: Carry, mask: Array | None
 ):
-    ys, last, gates, cs = cuda.forward(_direction(call.kernel), call.save, weights, x, carry, mask)
+    ys, last, gates, cs = calls.forward(_direction(call.kernel), call.save, weights, x, carry, mask)
     return ys, last, Saved(gates, cs)
 
 
 def _adjoint_on_cuda(call: AdjointCall, fixed: Any, cotangents: Any):
     weights, x, carry, mask, ys, saved = fixed
-    dweights, dx, dcarry = cuda.adjoint(
+    dweights, dx, dcarry = calls.adjoint(
         _direction(call.kernel),
         (weights, x, carry, mask, ys, *saved),
         cotangents,

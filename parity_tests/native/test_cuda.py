@@ -9,7 +9,7 @@ from jaxrnn import cells, strategies
 from jaxrnn.cells import Weights
 from jaxrnn.checks import InputError
 from jaxrnn.native import cuda as device_code
-from jaxrnn.strategies import cuda, cuda_layout
+from jaxrnn.native.cuda import calls, layout
 
 pytestmark = pytest.mark.gpu
 
@@ -186,10 +186,10 @@ def test_the_default_on_a_gpu_for_few_steps_and_for_float64(on):
 
 def test_steps_that_continue_each_other():
     mask = jnp.array([[1, 0], [0, 0], [1, 1], [1, 0]], bool)
-    previous, following = cuda_layout.order_steps(mask, reverse=False)
+    previous, following = layout.order_steps(mask, reverse=False)
     assert previous.T.tolist() == [[-1, -3, 0, 2], [-3, -3, -1, -3]]
     assert following.T.tolist() == [[2, -1, 3, -1], [-1, -1, -1, -1]]
-    previous, following = cuda_layout.order_steps(mask, reverse=True)
+    previous, following = layout.order_steps(mask, reverse=True)
     assert previous.T.tolist() == [[2, -3, 3, -1], [-3, -3, -1, -3]]
     assert following.T.tolist() == [[-1, -1, 0, 2], [-1, -1, -1, -1]]
 
@@ -204,23 +204,23 @@ def test_steps_that_continue_each_other():
     ],
 )
 def test_sums_of_products_in_blocks_of_steps(shape, blocks):
-    assert cuda_layout.blocks_of_steps(*shape) == blocks
+    assert layout.blocks_of_steps(*shape) == blocks
 
 
 def test_a_sum_of_products_in_blocks():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((64, 16, 3)), rng.standard_normal((64, 16, 2))
-    assert cuda_layout.blocks_of_steps(64, 16, 3, 2) > 1
-    found = cuda_layout.sum_of_products(jnp.float32(a), jnp.float32(b), None)
+    assert layout.blocks_of_steps(64, 16, 3, 2) > 1
+    found = layout.sum_of_products(jnp.float32(a), jnp.float32(b), None)
     np.testing.assert_allclose(found, np.einsum("tbi,tbj->ij", a, b), rtol=1e-5, atol=1e-4)
 
 
 def test_a_reset_continues_no_step():
     mask = jnp.array([[2, 0, 1, 2, 1]], jnp.uint8).T  # RESET, HOLD, RUN, RESET, RUN
-    previous, following = cuda_layout.order_steps(mask, reverse=False)
+    previous, following = layout.order_steps(mask, reverse=False)
     assert previous[:, 0].tolist() == [-2, -3, 0, -2, 3]
     assert following[:, 0].tolist() == [2, -1, -1, 4, -1]
-    previous, following = cuda_layout.order_steps(mask, reverse=True)
+    previous, following = layout.order_steps(mask, reverse=True)
     assert previous[:, 0].tolist() == [-2, -3, 3, -2, -1]
     assert following[:, 0].tolist() == [-1, -1, -1, 2, -1]
 
@@ -228,15 +228,15 @@ def test_a_reset_continues_no_step():
 @pytest.mark.parametrize(
     ("dtype", "precision", "config", "products"),
     [
-        (jnp.bfloat16, "highest", None, cuda.BF16),
-        (jnp.float32, None, None, cuda.TF32),
-        (jnp.float32, "highest", None, cuda.FLOAT32),
-        (jnp.float32, jax.lax.Precision.HIGHEST, None, cuda.FLOAT32),
-        (jnp.float32, ("default", "highest"), None, cuda.FLOAT32),
-        (jnp.float32, None, "float32", cuda.FLOAT32),
-        (jnp.float32, "default", "highest", cuda.TF32),
+        (jnp.bfloat16, "highest", None, calls.BF16),
+        (jnp.float32, None, None, calls.TF32),
+        (jnp.float32, "highest", None, calls.FLOAT32),
+        (jnp.float32, jax.lax.Precision.HIGHEST, None, calls.FLOAT32),
+        (jnp.float32, ("default", "highest"), None, calls.FLOAT32),
+        (jnp.float32, None, "float32", calls.FLOAT32),
+        (jnp.float32, "default", "highest", calls.TF32),
     ],
 )
 def test_the_products_follow_jax(dtype, precision, config, products):
     with jax.default_matmul_precision(config):
-        assert cuda.products(dtype, precision) == products
+        assert calls.products(dtype, precision) == products

@@ -13,7 +13,7 @@ import emulated
 from jaxrnn import strategies
 from jaxrnn.cells import Weights
 from jaxrnn.native import cuda as device_code
-from jaxrnn.strategies import cuda
+from jaxrnn.native.cuda import calls
 from jaxrnn.strategies.native import CELLS
 
 if device_code.library() is None:
@@ -22,7 +22,7 @@ if shutil.which("g++") is None:
     pytest.skip("the emulator needs g++", allow_module_level=True)
 
 STEPS = 6
-BARS = {cuda.BF16: 2e-2, cuda.TF32: 3e-3, cuda.FLOAT32: 5e-6}
+BARS = {calls.BF16: 2e-2, calls.TF32: 3e-3, calls.FLOAT32: 5e-6}
 TANH, RELU, LSTM, GRU = range(4)
 
 
@@ -43,28 +43,28 @@ def case(cell, precision, hidden, batch, **options):
 # split K, CTAs on an SM.
 GROUPS = {"form": 11011}
 CASES = {
-    "lstm bf16": case(LSTM, cuda.BF16, 64, 5, **GROUPS),
-    "lstm tf32": case(LSTM, cuda.TF32, 20, 5, **GROUPS),
-    "lstm float32": case(LSTM, cuda.FLOAT32, 20, 5, **GROUPS),
-    "gru bf16": case(GRU, cuda.BF16, 20, 5, **GROUPS),
-    "gru tf32": case(GRU, cuda.TF32, 20, 5, **GROUPS),
-    "gru float32": case(GRU, cuda.FLOAT32, 64, 5, **GROUPS),
-    "tanh float32": case(TANH, cuda.FLOAT32, 20, 5, **GROUPS),
-    "relu bf16": case(RELU, cuda.BF16, 20, 5, **GROUPS),
-    "weights of groups in shared memory": case(LSTM, cuda.TF32, 128, 19, form=121411, sms=8),
-    "alone: lstm float32": case(LSTM, cuda.FLOAT32, 20, 2, form=811),
-    "alone: gru bf16": case(GRU, cuda.BF16, 64, 1, form=812),
-    "alone: gru tf32": case(GRU, cuda.TF32, 128, 2, form=811),
-    "alone: weights in shared memory": case(LSTM, cuda.BF16, 128, 1, form=811),
-    "alone: eight units a thread": case(TANH, cuda.FLOAT32, 256, 1, form=811),
-    "two groups, a tail of rows": case(LSTM, cuda.BF16, 64, 19, form=11211, sms=16),
-    "two sub-tiles": case(GRU, cuda.FLOAT32, 64, 19, form=11411, sms=8),
-    "two launches": case(LSTM, cuda.BF16, 64, 19, form=41211, sms=2, smem=37_000),
-    "split K": case(LSTM, cuda.FLOAT32, 64, 5, form=11221, sms=16),
-    "split K and sub-tiles": case(GRU, cuda.BF16, 64, 19, form=11121, sms=8),
-    "two tiles of units and of rows": case(LSTM, cuda.BF16, 64, 37, form=22211, sms=8),
-    "warps without a cell": case(LSTM, cuda.TF32, 128, 5, form=11811),
-    "cells that do not fill the threads": case(GRU, cuda.BF16, 192, 17, form=21611, sms=24),
+    "lstm bf16": case(LSTM, calls.BF16, 64, 5, **GROUPS),
+    "lstm tf32": case(LSTM, calls.TF32, 20, 5, **GROUPS),
+    "lstm float32": case(LSTM, calls.FLOAT32, 20, 5, **GROUPS),
+    "gru bf16": case(GRU, calls.BF16, 20, 5, **GROUPS),
+    "gru tf32": case(GRU, calls.TF32, 20, 5, **GROUPS),
+    "gru float32": case(GRU, calls.FLOAT32, 64, 5, **GROUPS),
+    "tanh float32": case(TANH, calls.FLOAT32, 20, 5, **GROUPS),
+    "relu bf16": case(RELU, calls.BF16, 20, 5, **GROUPS),
+    "weights of groups in shared memory": case(LSTM, calls.TF32, 128, 19, form=121411, sms=8),
+    "alone: lstm float32": case(LSTM, calls.FLOAT32, 20, 2, form=811),
+    "alone: gru bf16": case(GRU, calls.BF16, 64, 1, form=812),
+    "alone: gru tf32": case(GRU, calls.TF32, 128, 2, form=811),
+    "alone: weights in shared memory": case(LSTM, calls.BF16, 128, 1, form=811),
+    "alone: eight units a thread": case(TANH, calls.FLOAT32, 256, 1, form=811),
+    "two groups, a tail of rows": case(LSTM, calls.BF16, 64, 19, form=11211, sms=16),
+    "two sub-tiles": case(GRU, calls.FLOAT32, 64, 19, form=11411, sms=8),
+    "two launches": case(LSTM, calls.BF16, 64, 19, form=41211, sms=2, smem=37_000),
+    "split K": case(LSTM, calls.FLOAT32, 64, 5, form=11221, sms=16),
+    "split K and sub-tiles": case(GRU, calls.BF16, 64, 19, form=11121, sms=8),
+    "two tiles of units and of rows": case(LSTM, calls.BF16, 64, 37, form=22211, sms=8),
+    "warps without a cell": case(LSTM, calls.TF32, 128, 5, form=11811),
+    "cells that do not fill the threads": case(GRU, calls.BF16, 192, 17, form=21611, sms=24),
 }
 
 
@@ -97,7 +97,7 @@ def library(tmp_path_factory):
 def arrays_of(c, seed=0):
     """Weights, x, carry and cotangents in float64, exact in the case's dtype of products."""
     rng = np.random.default_rng(seed)
-    cell, io = CELLS[c.cell], jnp.bfloat16 if c.precision == cuda.BF16 else jnp.float32
+    cell, io = CELLS[c.cell], jnp.bfloat16 if c.precision == calls.BF16 else jnp.float32
 
     def draw(*shape, scale=1.0):
         drawn = rng.standard_normal(shape) * scale
@@ -131,7 +131,7 @@ def mask_of(kind, batch):
 
 
 def in_dtypes(c, weights, x, carry, cotangents):
-    io = jnp.bfloat16 if c.precision == cuda.BF16 else jnp.float32
+    io = jnp.bfloat16 if c.precision == calls.BF16 else jnp.float32
     to = lambda dtype, tree: jax.tree.map(lambda a: a.astype(dtype), tree)  # noqa: E731
     states = to(jnp.float32, weights.initial)
     weights = to(io, weights)._replace(initial=states)
@@ -139,8 +139,8 @@ def in_dtypes(c, weights, x, carry, cotangents):
 
 
 def direction_of(c, reverse):
-    precision = "highest" if c.precision == cuda.FLOAT32 else None
-    return cuda.Direction(CELLS[c.cell], c.cell, precision, reverse)
+    precision = "highest" if c.precision == calls.FLOAT32 else None
+    return calls.Direction(CELLS[c.cell], c.cell, precision, reverse)
 
 
 def run(c, device, monkeypatch, arrays, mask, reverse):
@@ -148,9 +148,9 @@ def run(c, device, monkeypatch, arrays, mask, reverse):
     monkeypatch.setattr(jax.ffi, "ffi_call", device.ffi_call)
     weights, x, carry, cotangents = in_dtypes(c, *arrays)
     direction = direction_of(c, reverse)
-    ys, last, gates, cs = cuda.forward(direction, True, weights, x, carry, mask)
+    ys, last, gates, cs = calls.forward(direction, True, weights, x, carry, mask)
     fixed = weights, x, carry, mask, ys, gates, cs
-    dweights, dx, dcarry = cuda.adjoint(direction, fixed, cotangents)
+    dweights, dx, dcarry = calls.adjoint(direction, fixed, cotangents)
     return named(ys, last, dweights, dx, dcarry)
 
 

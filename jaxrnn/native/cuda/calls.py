@@ -14,11 +14,10 @@ from jax import Array, lax
 from jaxrnn import cells
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.native import cuda
-from jaxrnn.strategies.cuda_layout import (
+from jaxrnn.native.cuda.layout import (
     add_biases,
     canonical,
     empty,
-    has_resets,
     initial_states,
     order,
     pad,
@@ -29,6 +28,7 @@ from jaxrnn.strategies.cuda_layout import (
     sum_of_starts,
     unpad,
 )
+from jaxrnn.steps import has_resets
 
 BF16, TF32, FLOAT32 = range(3)
 """The products' precision, as the kernels number them; the last is three TF32 products."""

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from jaxrnn import cells
 from jaxrnn.cells import Carry, Cell, Weights
-from jaxrnn.strategies import base
+from jaxrnn.steps import has_resets, is_reset
 
 START, RESET, HELD = -1, -2, -3
 """In `previous`, instead of a step: it starts from the initial carry; it starts from the state to
@@ -22,7 +22,7 @@ def order_steps(mask: Array, reverse: bool) -> tuple[Array, Array]:
     """For each step of each row the step that it continues, and the one that continues it.
 
     Args:
-        mask: (T, B), True where the row takes a step; or integers as in `strategies.base`.
+        mask: (T, B), True where the row takes a step; or integers as in `jaxrnn.steps`.
         reverse: the last step comes first.
 
     Returns:
@@ -36,7 +36,7 @@ def order_steps(mask: Array, reverse: bool) -> tuple[Array, Array]:
         ([-1, -3, 0], [2, -1, -1])
     """
     steps, batch = mask.shape
-    resets = mask == base.RESET if has_resets(mask) else None
+    resets = is_reset(mask) if has_resets(mask) else None
     mask = mask.astype(bool)
     t = lax.broadcasted_iota(jnp.int32, mask.shape, 0)
     none = jnp.full((1, batch), -1, jnp.int32)
@@ -48,13 +48,9 @@ def order_steps(mask: Array, reverse: bool) -> tuple[Array, Array]:
     previous, following = (later, earlier) if reverse else (earlier, later)
     if resets is not None:  # a reset continues no step
         previous = jnp.where(resets, RESET, previous)
-        is_reset = jnp.take_along_axis(resets, jnp.maximum(following, 0), axis=0)
-        following = jnp.where(is_reset, -1, following)
+        is_next = jnp.take_along_axis(resets, jnp.maximum(following, 0), axis=0)
+        following = jnp.where(is_next, -1, following)
     return jnp.where(mask, previous, HELD), jnp.where(mask, following, -1)
-
-
-def has_resets(mask: Array | None) -> bool:
-    return mask is not None and mask.dtype != bool
 
 
 def initial_states(carry: Carry, weights: Weights, mask: Array | None) -> Carry:
