@@ -1,7 +1,8 @@
 """Comparison of a PyTorch module with its JAX counterpart: outputs, loss and every gradient.
 
 tolerances    `tolerance`, the largest errors that count as agreement
-rows, report  `Row`, the comparison of one tensor; `Report`, the table of all rows
+verdicts      `Row`, the comparison of one tensor, and its verdict
+report        `Report`, the table of all rows
 torch_side    the PyTorch module run on given inputs; PyTorch is imported in functions only
 copies        copies of PyTorch modules
 twins         copies of both modules with the same weights, and their parameter names
@@ -26,8 +27,8 @@ A parity test of a whole model, with its weights loaded by name:
 
 from jaxrnn.testing.parity import assert_parity, compare
 from jaxrnn.testing.report import Report
-from jaxrnn.testing.rows import Row
 from jaxrnn.testing.tolerances import tolerance
 from jaxrnn.testing.training import compare_training
+from jaxrnn.testing.verdicts import Row
 
 __all__ = ["Report", "Row", "assert_parity", "compare", "compare_training", "tolerance"]

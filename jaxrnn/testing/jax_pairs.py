@@ -10,10 +10,10 @@ from flax import nnx
 from jaxrnn import interchange
 from jaxrnn.testing import jax_side
 from jaxrnn.testing.report import Report
-from jaxrnn.testing.rows import judge
 from jaxrnn.testing.torch_side import Role, longest
 from jaxrnn.testing.twins import check_same, named, shapes
 from jaxrnn.testing.values import Call, call_module
+from jaxrnn.testing.verdicts import judge
 
 WeightMap: TypeAlias = Callable[[dict[str, Any]], Mapping[str, Any]]
 """Maps the reference's parameters, a nested dict of arrays, to a `state_dict` of the other."""

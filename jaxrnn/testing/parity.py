@@ -10,9 +10,9 @@ from jaxrnn.testing.copies import copied
 from jaxrnn.testing.jax_pairs import WeightMap, compare_jax
 from jaxrnn.testing.report import Report
 from jaxrnn.testing.rounding import floors
-from jaxrnn.testing.rows import Values, judge_all
 from jaxrnn.testing.twins import check_same, named, shapes, twins
 from jaxrnn.testing.values import Call, arrays
+from jaxrnn.testing.verdicts import Values, judge_all
 
 
 def compare(

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxrnn.testing.rows import Kind, Row
+from jaxrnn.testing.verdicts import Kind, Row
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ from jaxrnn.testing import jax_side, torch_side
 from jaxrnn.testing.copies import copied
 from jaxrnn.testing.report import Report
 from jaxrnn.testing.rounding import floors
-from jaxrnn.testing.rows import Values, judge_all
 from jaxrnn.testing.twins import renamed, twins
 from jaxrnn.testing.values import Call, arrays
+from jaxrnn.testing.verdicts import Values, judge_all
 
 
 def compare_training(

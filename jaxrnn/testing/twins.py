@@ -8,8 +8,8 @@ from flax import nnx
 
 from jaxrnn import interchange
 from jaxrnn.testing import jax_side, torch_side
-from jaxrnn.testing.rows import Values
 from jaxrnn.testing.values import Result
+from jaxrnn.testing.verdicts import Values
 
 
 def twins(

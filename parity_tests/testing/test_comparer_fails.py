@@ -15,8 +15,8 @@ from torch.nn import functional as F
 import jaxrnn
 from jaxrnn import strategies
 from jaxrnn.testing import Report, Row, assert_parity, compare, tolerance
-from jaxrnn.testing.rows import judge
 from jaxrnn.testing.values import cotangents
+from jaxrnn.testing.verdicts import judge
 
 T, B, I, H = 4, 3, 5, 5  # I = H: a transposed matrix has the right shape
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from jax import lax
 import jaxrnn
 from jaxrnn.testing import assert_parity, compare, compare_training
 from jaxrnn.testing.rounding import Floor, floors
-from jaxrnn.testing.rows import judge
+from jaxrnn.testing.verdicts import judge
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 7, 3))
