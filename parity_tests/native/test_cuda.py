@@ -111,6 +111,25 @@ def test_the_kernels_are_what_runs(kind):
         assert name not in single
 
 
+@pytest.mark.skipif(not device_code.load(), reason="this build of jaxrnn has no CUDA kernels")
+def test_vmap_over_inputs_and_resets_is_one_launch_of_all_rows():
+    batch, members, hidden = 3, 5, 64
+    weights, x, carry = layer_of(cells.lstm, hidden, batch)
+    mask = mask_of("resets", *x.shape[:2])
+    several = jnp.stack([x] * members), jnp.stack([mask] * members)
+
+    def total(weights):
+        run = lambda x, mask: strategies.Native()(cells.lstm, weights, x, carry, mask)[0]  # noqa: E731
+        return jax.vmap(run)(*several).sum()
+
+    traced = jax.jit(jax.grad(total)).trace(weights)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    states = f"tensor<{2 * members * batch}x{hidden}xf32>"  # of the carry and of the resets
+    for name in (device_code.FORWARD, device_code.ADJOINT):
+        (call,) = (line for line in text.splitlines() if f"@{name}(" in line)
+        assert states in call
+
+
 @needs_gpu
 def test_a_cta_that_never_writes_is_one_error_and_the_next_call_works():
     weights, x, carry = layer_of(cells.lstm, 256, 16, steps=64)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -273,6 +274,30 @@ def test_vmap_over_inputs_is_one_call_with_more_rows():
     assert calls(jax.grad(total), weights, x, carry) == [native.FORWARD, native.ADJOINT]
     weight = 4 * hidden * hidden * 4
     assert gradient.memory_analysis().temp_size_in_bytes < count / 2 * weight
+
+
+def test_vmap_over_resets_and_initial_states_is_each_member_alone():
+    """Each member's rows keep the states to which they are reset, in one call with all rows."""
+    weights, _, _ = arguments(cells.lstm, (6, 2, 3, 5), jnp.float32)
+    _, x, carry = stacked(3, (6, 2, 3, 5))
+    initial = tuple(-c for c in carry)
+    masks = jnp.asarray(np.random.default_rng(0).integers(0, 3, (3, 6, 2)), jnp.uint8)
+    weights, x, carry, initial = jax.tree.map(jnp.float64, (weights, x, carry, initial))
+
+    def loss(strategy, initial, x, carry, mask):
+        ys, last = strategy(cells.lstm, weights._replace(initial=initial), x, carry, mask)
+        return sum((a**3).sum() for a in (ys, *last))
+
+    def total(*args):
+        return jax.vmap(partial(loss, strategies.Native()))(*args).sum()
+
+    args = initial, x, carry, masks
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*args).compile()
+    assert "while(" not in gradient.as_text()
+    alone = jax.jit(jax.grad(partial(loss, strategies.Scan()), argnums=(0, 1, 2)))
+    members = [alone(*(jax.tree.map(itemgetter(k), a) for a in args)) for k in range(3)]
+    wanted = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    assert_close(gradient(*args), wanted, 1e-13)
 
 
 @pytest.mark.parametrize(
