@@ -156,7 +156,9 @@ def gradients_in_torch(theirs, x, weight, dtype):
 def test_our_error_is_within_three_times_pytorchs_own(kind, scale):
     """float32 against float64 over many draws, because the ratio of a single draw varies widely.
 
-    At eight times the default weights a recurrence is chaotic, and PyTorch disagrees with itself.
+    At eight times the default weights a recurrence is chaotic: one draw of twenty may have nearly
+    all of the squared error, so a mean of squares would compare the rounding of that draw alone.
+    There the ratios' geometric mean is bounded, in which each draw counts the same.
     """
     if kind == "RNN relu" and scale == 8.0:
         pytest.skip("its states overflow")
@@ -172,7 +174,7 @@ def test_our_error_is_within_three_times_pytorchs_own(kind, scale):
 
         return jax.grad(loss, has_aux=True)(module)
 
-    squares = []
+    errors = []
     for seed in range(20):
         torch.manual_seed(seed)
         theirs.reset_parameters()
@@ -187,9 +189,15 @@ def test_our_error_is_within_three_times_pytorchs_own(kind, scale):
         peer = gradients_in_torch(theirs, x, weight.astype(np.float32), torch.float32)
         for name, reference in exact.items():
             size = np.abs(reference).max()
-            squares.append([(np.abs(v[name] - reference).max() / size) ** 2 for v in (got, peer)])
-    ours_rms, peers_rms = np.sqrt(np.mean(squares, axis=0))
-    assert ours_rms <= ERROR_RATIO * peers_rms
+            errors.append([np.abs(v[name] - reference).max() / size for v in (got, peer)])
+    if scale == 8.0:
+        rounding = np.finfo(np.float32).eps  # of one operation
+        ours_log, peers_log = np.mean(np.log(np.maximum(errors, rounding)), axis=0)
+        ratio = np.exp(ours_log - peers_log)
+    else:
+        ours_rms, peers_rms = np.sqrt(np.mean(np.square(errors), axis=0))
+        ratio = ours_rms / peers_rms
+    assert ratio <= ERROR_RATIO
 
 
 CELLS = ["RNNCell", "GRUCell", "LSTMCell"]
