@@ -26,7 +26,7 @@ def row(kind: type) -> str:
     about = (inspect.getdoc(kind) or "").splitlines()[0].rstrip(".")
     cells = "every cell" if has.cells is None else listed(has.cells)
     cells = "cells with `Cell.linear`" if has.linear else cells
-    dtypes = "every float" if has.dtypes is None else ", ".join(has.dtypes)
+    dtypes = "every float" if has.dtypes is None else ", ".join((*has.dtypes, *has.narrow))
     projections = "yes" if has.projections is None else listed(has.projections) or "no"
     dropout = "yes" if has.recurrent_dropout else "no"
     return f"| `{kind.__name__}` | {about} | {cells} | {projections} | {dropout} | {dtypes} |\n"

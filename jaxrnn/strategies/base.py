@@ -30,6 +30,8 @@ class Capabilities(NamedTuple):
     """Cells whose h W_hr may project, by `proj_size`."""
     dtypes: tuple[str, ...] | None = None
     """Of weights and carry, one for all of them."""
+    narrow: tuple[str, ...] = ()
+    """Dtypes that all weights may have beside a carry in float32."""
     linear: bool = False
     """Only cells that have a `Cell.linear`."""
     parameters: bool = True
@@ -148,11 +150,20 @@ def lacking(
             f"strategies.{name} does not project {cell.name} (proj_size > 0); strategies.Scan does."
         )
     if capabilities.dtypes is not None:
-        found = sorted({str(a.dtype) for a in (*jax.tree.leaves(weights), *carry)})
+        of_weights = dtypes_of(weights._replace(initial=None))
+        of_carry = dtypes_of((carry, weights.initial))
+        found = sorted(of_weights | of_carry)
+        mixes = of_carry == {"float32"} and len(of_weights) == 1
+        if mixes and of_weights <= {*capabilities.narrow}:
+            return ""
         if len(found) > 1 or found[0] not in capabilities.dtypes:
             wanted = " or in ".join(capabilities.dtypes)
             return f"strategies.{name} computes in {wanted}, not in {', '.join(found)}."
     return ""
+
+
+def dtypes_of(tree: Any) -> set[str]:
+    return {str(a.dtype) for a in jax.tree.leaves(tree)}
 
 
 def require(strategy: Any, cell: Cell, weights: Weights, x: Array, carry: Carry) -> None:

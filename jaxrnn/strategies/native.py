@@ -38,6 +38,7 @@ CAPABILITIES = Capabilities(
     parameters=False,
     recurrent_dropout=False,
     dtypes=("float32", "float64"),
+    narrow=("bfloat16",),
     side_by_side=256,
     units_side_by_side=32_768,
 )
@@ -49,8 +50,10 @@ ON_GPU = CAPABILITIES._replace(dtypes=None, projections=())
 class Native(Base):
     """A kernel for the whole sequence, C++ on a CPU and CUDA on an NVIDIA GPU; elsewhere `Scan`.
 
-    On a GPU products follow JAX's precision: TF32 for float32 by default, float32 itself at
-    `precision="highest"`, bfloat16 for `dtype=bfloat16`. Float64 and single steps run as `Scan`.
+    On a CPU weights in bfloat16, and inputs rounded to it, are multiplied in float32 with states
+    that are not rounded. On a GPU products follow JAX's precision: TF32 for float32 by default,
+    float32 itself at `precision="highest"`, bfloat16 for `dtype=bfloat16`. Float64 and single steps
+    run as `Scan`.
 
     Args:
         build: the instruction set, "avx512", "avx2" or "portable"; None takes the best that this
@@ -107,7 +110,8 @@ class Native(Base):
     ) -> Recurrence:
         require(self, cell, weights, x, carry)
         build = 0 if self.build is None else native.load().index(self.build)
-        return NativeRecurrence(cell, build, **options)
+        widens = jax.default_backend() == "cpu" and weights.ih.dtype != carry[0].dtype
+        return NativeRecurrence(cell, build, widens, **options)
 
 
 class Saved(NamedTuple):
@@ -121,6 +125,8 @@ class Saved(NamedTuple):
 class NativeRecurrence(Recurrence):
     cell: Cell
     build: int
+    widens: bool = False
+    """Products of arguments in bfloat16 are computed in float32."""
     precision: lax.PrecisionLike = None
     reverse: bool = False
     local = True
@@ -134,21 +140,28 @@ class NativeRecurrence(Recurrence):
     ) -> tuple[Array, Carry]:
         unroll = steps_per_iteration()
         scan = ScanRecurrence(self.cell, unroll, self.precision, self.reverse)
-        return scan.plain(weights, x, carry, mask)
+        return scan.plain(*self.convert(weights, x), carry, mask)
+
+    def convert(self, weights: Weights, x: Array) -> tuple[Weights, Array]:
+        """The weights and x in the dtype of the products; x is first rounded to the weights'."""
+        x = x.astype(weights.ih.dtype)
+        if not self.widens:
+            return weights, x
+        return jax.tree.map(lambda w: w.astype(jnp.float32), weights), x.astype(jnp.float32)
 
     def run(
         self, weights: Weights, x: Array, carry: Carry, mask: Array | None, *, save: bool
     ) -> tuple[Array, Carry, Any, Any]:
-        x = x.astype(weights.ih.dtype)
+        weights, x = self.convert(weights, x)
         ys, last, saved = forward(ForwardCall(self, save), weights, x, carry, mask)
         return ys, last, saved if save else (), ()
 
     def pull(self, fixed: Fixed, like: Any, cotangents: Tangents) -> Operands:
         weights, x, *rest = fixed
         call = AdjointCall(self, with_dx=like[1] is not None, with_weights=like[0] is not None)
-        dweights, dx, dcarry = adjoint(
-            call, (weights, x.astype(weights.ih.dtype), *rest), cotangents
-        )
+        dweights, dx, dcarry = adjoint(call, (*self.convert(weights, x), *rest), cotangents)
+        if self.widens and dweights is not None:
+            dweights = jax.tree.map(lambda d, w: d.astype(w.dtype), dweights, like[0])
         return dweights, None if dx is None else dx.astype(x.dtype), dcarry
 
 
