@@ -1,7 +1,7 @@
 """Kernels of `jaxrnn.strategies.Native`: C++ for a CPU; `jaxrnn.native.cuda` for NVIDIA GPUs.
 
-The library exports two XLA foreign functions, `jaxrnn_forward` and `jaxrnn_adjoint`, and the names
-of the instruction sets that this machine supports. The package also works without the library.
+The library exports XLA foreign functions, for whole sequences and for the products of a loop, and
+the names of the instruction sets that this machine supports. The package also works without it.
 """
 
 import ctypes
@@ -12,6 +12,9 @@ import jax
 
 FORWARD = "jaxrnn_forward"
 ADJOINT = "jaxrnn_adjoint"
+PACK = "jaxrnn_pack"
+MULTIPLY = "jaxrnn_matmul"
+OUTER = "jaxrnn_outer"
 
 
 def path() -> Path | None:
@@ -35,7 +38,7 @@ def load() -> tuple[str, ...]:
     if where is None:
         return ()
     library = ctypes.CDLL(str(where))
-    for name in (FORWARD, ADJOINT):
+    for name in (FORWARD, ADJOINT, PACK, MULTIPLY, OUTER):
         capsule = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     library.jaxrnn_builds.restype = ctypes.c_char_p

@@ -23,7 +23,7 @@ from jax import Array, lax
 from jaxrnn import cells, checks
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
-from jaxrnn.derivative import blocks, rule
+from jaxrnn.derivative import blocks, projections, rule
 from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
 from jaxrnn.strategies.base import Base, hold, restart, silence
 
@@ -133,8 +133,8 @@ class ScanRecurrence(Recurrence):
         self, weights: Weights, x: Array, carry: Carry, mask: Array | None, *, save: bool
     ) -> tuple[Array, Carry, Any, Any]:
         dtype = carry[0].dtype
-        gx = cells.project_inputs(weights, x, dtype, self.precision)
-        recurrent = self._recurrent(weights)
+        gx = projections.of_inputs(weights, x, carry, self.precision)
+        recurrent = self._recurrent(weights, x, carry)
 
         def step(carry: Carry, inputs: Any):
             gx_t, mask_t = inputs
@@ -186,7 +186,9 @@ class ScanRecurrence(Recurrence):
             e, dgx = self._sum(e, dgx), None
         floats, rebuild = rule.split(weights)
         first = len(floats) - len(moved)
-        hh = None if weights.hh is None else weights.hh.T
+        project = None
+        if weights.hh is not None:
+            project = projections.of_state(weights, x, dcarry, self.precision)
 
         # Without the checkpoint, reverse mode would stack every intermediate of the cell.
         @partial(jax.checkpoint, prevent_cse=False)
@@ -194,7 +196,7 @@ class ScanRecurrence(Recurrence):
             carry_t, gh_t, gx_t, mask_t, dgx_t, e_t, f_t = inputs
             dcarry = restart(mask_t, dcarry, None if dweights is None else dweights.initial)
             dh = dcarry[0] if weights.mask is None else dcarry[0] * weights.mask
-            dgh = None if hh is None else product(dh, hh, dtype, self.precision)
+            dgh = None if project is None else project(dh)
             dgh = _or_zeros(self._sum(e_t, dgh), gh_t)
 
             def run(own: list[Array], carry: Carry, gx: Array, gh: Array) -> Carry:
@@ -218,16 +220,15 @@ class ScanRecurrence(Recurrence):
             dsaved = Saved(dcarries, dgh, None if self.cell.additive else _or_zeros(whole_dgx, gx))
         return silence(mask, dhs), dlast, dsaved
 
-    def _recurrent(self, weights: Weights) -> Any:
-        """(h, gx) -> gh, with W_hh transposed once: `h @ W` runs faster than `h @ W.T`."""
-        hh, bias = weights.hh, weights.b_hh
-        if hh is None:
+    def _recurrent(self, weights: Weights, x: Array, carry: Carry) -> Any:
+        """(h, gx) -> gh."""
+        bias = weights.b_hh
+        if weights.hh is None:
             return partial(cells.recurrent_input, weights)
-        turned = hh.T
+        project = projections.of_state(weights, x, carry, self.precision)
 
         def run(h: Array, gx: Array) -> Array:
-            h = h if weights.mask is None else h * weights.mask
-            gh = product(h, turned, gx.dtype, self.precision)
+            gh = project(h if weights.mask is None else h * weights.mask)
             return gh if bias is None else gh + jnp.broadcast_to(bias.astype(gx.dtype), gh.shape)
 
         return run
@@ -278,11 +279,3 @@ def _fetches_ahead(cell: Cell, gx: Array) -> bool:
 
 def _or_zeros(x: Array | None, like: Array) -> Array:
     return jnp.zeros_like(like) if x is None else x
-
-
-def product(h: Array, weight: Array, dtype: Any, precision: lax.PrecisionLike) -> Array:
-    """`h @ weight` for a weight that is transposed already."""
-    dims = (((h.ndim - 1,), (0,)), ((), ()))
-    return lax.dot_general(
-        h.astype(weight.dtype), weight, dims, precision=precision, preferred_element_type=dtype
-    )

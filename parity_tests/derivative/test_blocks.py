@@ -8,20 +8,32 @@ import pytest
 from jaxrnn import cells, native, strategies
 from jaxrnn.cells import Weights
 from jaxrnn.derivative import blocks
+from jaxrnn.native import products
+
+KERNEL = pytest.param(
+    True, marks=pytest.mark.skipif(not native.load(), reason="jaxrnn was installed without one")
+)
 
 
-@pytest.mark.parametrize("steps", [600, 601, 1031])  # blocks of one size, and two with a rest
-def test_blocks_change_no_value_and_no_gradient(steps):
+# One block, blocks of one size, and two numbers of steps with a rest.
+@pytest.mark.parametrize("steps", [60, 600, 601, 1031])
+@pytest.mark.parametrize("kernel", [KERNEL, False])
+def test_blocks_change_no_value_and_no_gradient(steps, kernel, monkeypatch):
+    monkeypatch.setattr(products, "LEAST", 1)
+    if not kernel:
+        monkeypatch.setattr(native, "load", lambda: ())
     rng = np.random.default_rng(0)
     x, dy = rng.normal(size=(steps, 3, 5)), rng.normal(size=(steps, 3, 4))
     weight, bias = rng.normal(size=(4, 5)), rng.normal(size=4)
-    assert blocks._steps_of_a_block(jnp.asarray(x)) < steps
 
     @jax.jit
     def run(x, weight, bias, dy):
         y, pull = jax.vjp(lambda *a: blocks.project(*a, a[0].dtype), x, weight, bias)
         return y, pull(dy)
 
+    lowered = run.lower(x, weight, bias, dy).as_text()
+    assert (native.OUTER in lowered) == kernel
+    assert ("while" in lowered) == (steps > 60 and not kernel)  # 180 rows are one block
     y, (dx, dweight, dbias) = run(x, weight, bias, dy)
     np.testing.assert_allclose(y, x @ weight.T + bias, rtol=1e-13, atol=1e-13)
     np.testing.assert_allclose(dx, dy @ weight, rtol=1e-13, atol=1e-13)

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "steps": set(),
     "rows": {"cells"},
     "native": {"cells", "rows", "sharding", "steps"},
-    "derivative": {"cells", "rows", "sharding"},
+    "derivative": {"cells", "native", "rows", "sharding"},
     "strategies": {
         "cells",
         "checks",

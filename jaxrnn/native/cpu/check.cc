@@ -164,6 +164,73 @@ int check(const Case& c, double tolerance) {
   return failures;
 }
 
+// The products of `Scan`: with packed weights, and the sum of outer products, against sums in
+// double precision.
+template <class T>
+int check_products(int64_t rows, int64_t depth, int64_t columns, bool transposed,
+                   double tolerance) {
+  std::mt19937 random(7);
+  auto draw = [&](int64_t n, int64_t terms) {
+    std::normal_distribution<T> normal(0, T(1 / std::sqrt(double(terms))));
+    std::vector<T> values(static_cast<size_t>(n));
+    for (T& v : values) v = normal(random);
+    return values;
+  };
+  const std::vector<T> a = draw(rows * depth, 1), w = draw(depth * columns, depth);
+  const std::vector<T> bias = draw(columns, 1), b = draw(rows * columns, rows);
+  const int64_t w_row = transposed ? 1 : columns, w_column = transposed ? depth : 1;
+  // The largest error of x, an (m, n) matrix, as a sum of `count` products.
+  auto worst = [](const std::vector<T>& x, int64_t n, int64_t count, auto start, auto term) {
+    double error = 0;
+    for (int64_t i = 0; i < int64_t(x.size()); ++i) {
+      double sum = start(i % n);
+      for (int64_t k = 0; k < count; ++k) sum += term(i / n, i % n, k);
+      error = std::fmax(error, std::fabs(sum - double(x[size_t(i)])));
+    }
+    return error;
+  };
+  int failures = 0;
+  for (const Build* build : builds()) {
+    std::vector<T> panels(size_t(packed_size(depth, columns)));
+    jaxrnn::run(*build, Packing<T>{depth, columns, transposed, w.data(), panels.data()});
+    for (int threads : {1, 2, 5})
+      for (int idle : {0, threads}) {
+        std::vector<T> y(b.size()), dw(w.size()), db(static_cast<size_t>(depth));
+        Threads workers(threads, idle), others(threads, idle);
+        jaxrnn::run(*build,
+                    Matmul<T>{rows, depth, columns, a.data(), panels.data(),
+                              transposed ? bias.data() : nullptr, y.data()},
+                    workers.pool);
+        jaxrnn::run(*build,
+                    OuterProducts<T>{rows, depth, columns, a.data(), b.data(), dw.data(),
+                                     transposed ? db.data() : nullptr},
+                    others.pool);
+        auto zero = [](int64_t) { return 0.; };
+        const double errors[] = {
+            worst(
+                y, columns, depth,
+                [&](int64_t c) { return transposed ? double(bias[size_t(c)]) : 0; },
+                [&](int64_t r, int64_t c, int64_t k) {
+                  return double(a[size_t(r * depth + k)]) *
+                         double(w[size_t(k * w_row + c * w_column)]);
+                }),
+            worst(dw, columns, rows, zero,
+                  [&](int64_t m, int64_t c, int64_t k) {
+                    return double(a[size_t(k * depth + m)]) * double(b[size_t(k * columns + c)]);
+                  }),
+            worst(db, depth, transposed ? rows : 0, zero,
+                  [&](int64_t, int64_t m, int64_t k) { return double(a[size_t(k * depth + m)]); })};
+        for (double error : errors)
+          if (!(error < tolerance)) {
+            std::printf("%s, products of %ld, %ld, %ld, %d threads: %g\n", build->name, long(rows),
+                        long(depth), long(columns), threads, error);
+            ++failures;
+          }
+      }
+  }
+  return failures;
+}
+
 // Few rows without a mask read the weights in place; all others run on packed weights.
 int check_choice() {
   static bool direct;
@@ -219,6 +286,13 @@ int main(int argc, char** argv) {
   };
   for (CellKind cell : kCells) check_all(cell, false);
   check_all(CellKind::lstm, true);
+  constexpr int64_t products[][3] = {{1, 1, 1}, {5, 17, 68}, {41, 100, 400}, {300, 100, 40}};
+  for (const auto& [rows, depth, columns] : products)
+    for (bool transposed : {false, true}) {
+      failures += check_products<float>(rows, depth, columns, transposed, 1e-4) +
+                  check_products<double>(rows, depth, columns, transposed, 1e-13);
+      ++count;
+    }
   std::printf("%d cases, %d failures\n", count, failures);
   return failures != 0;
 }

@@ -153,6 +153,37 @@ ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool re
   });
 }
 
+// Packed weights have one axis, since their layout is this build's own.
+ffi::Error pack(int32_t build, bool transposed, In w, Out panels) {
+  return by_type(w.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t rows = w.dimensions()[0], columns = w.dimensions()[1];
+    run(build_named(build), Packing<T>{transposed ? columns : rows, transposed ? rows : columns,
+                                       transposed, data<T>(w), data<T>(*panels)});
+  });
+}
+
+ffi::Error matmul(ffi::ThreadPool threads, int32_t build, In a, In panels, In bias, Out y) {
+  return by_type(a.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    want_huge_pages(*y);
+    run(build_named(build),
+        Matmul<T>{a.dimensions()[0], a.dimensions()[1], y->dimensions()[1], data<T>(a),
+                  data<T>(panels), data<T>(bias), data<T>(*y)},
+        pool_of(threads));
+  });
+}
+
+ffi::Error outer(ffi::ThreadPool threads, int32_t build, In a, In b, Out dw, Out db) {
+  return by_type(a.element_type(), [&](auto zero) {
+    using T = decltype(zero);
+    run(build_named(build),
+        OuterProducts<T>{a.dimensions()[0], a.dimensions()[1], b.dimensions()[1], data<T>(a),
+                         data<T>(b), data<T>(*dw), data<T>(*db)},
+        pool_of(threads));
+  });
+}
+
 }  // namespace
 }  // namespace jaxrnn
 
@@ -163,6 +194,9 @@ ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool re
 #endif
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_forward(XLA_FFI_CallFrame*);
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_adjoint(XLA_FFI_CallFrame*);
+JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_pack(XLA_FFI_CallFrame*);
+JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_matmul(XLA_FFI_CallFrame*);
+JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_outer(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, jaxrnn::forward,
                               xla::ffi::Ffi::Bind()
@@ -218,6 +252,31 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_adjoint, jaxrnn::adjoint,
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_pack, jaxrnn::pack,
+                              xla::ffi::Ffi::Bind()
+                                  .Attr<int32_t>("build")
+                                  .Attr<bool>("transposed")
+                                  .Arg<jaxrnn::In>()
+                                  .Ret<xla::ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_matmul, jaxrnn::matmul,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Attr<int32_t>("build")
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Ret<xla::ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_outer, jaxrnn::outer,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Attr<int32_t>("build")
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>());
 
 // Instruction sets of this machine, fastest first, separated by commas.
 JAXRNN_EXPORT const char* jaxrnn_builds() {

@@ -75,6 +75,47 @@ void add_rows(const WeightGradient<T>& g, int64_t m, int64_t count, Source cotan
   });
 }
 
+// Rows [begin, end) of the gradient: the sum over `count` more steps.
+template <class T, class Source>
+void add_steps(const WeightGradient<T>& g, int64_t begin, int64_t end, int64_t count,
+               Source cotangents, T* a, bool first) {
+  if (end <= begin) return;
+  for_blocks(end - begin, [&](auto r, int64_t at) {
+    const int64_t m = begin + at;
+    add_rows<T, r()>(g, m, count, [&](int64_t k) { return cotangents(k) + m; }, a, first);
+  });
+}
+
+// Sets rows [begin, end) of the gradient to zero.
+template <class T>
+void clear(const WeightGradient<T>& g, int64_t begin, int64_t end) {
+  copy<T>(g.dw + begin * g.columns, nullptr, (end - begin) * g.columns);
+  if (g.db) copy<T>(g.db + begin, nullptr, end - begin);
+}
+
+template <class T>
+constexpr int64_t outer_space(int64_t columns) {
+  return kDepth * (columns + 4 * kLanes<T>);
+}
+
+// The members divide the rows of the gradient.
+template <class T>
+void run_outer(const OuterProducts<T>& p, Workspace& work, int member, int members) {
+  const int64_t m0 = p.features * member / members, m1 = p.features * (member + 1) / members;
+  auto space = [&](int64_t n) {
+    return static_cast<T*>(private_memory(work, member, n * int64_t(sizeof(T))));
+  };
+  const WeightGradient<T> g{p.dw, p.db, p.columns, space(outer_space<T>(p.columns))};
+  T* a = space(kDepth * kRows);
+  if (p.rows == 0) clear(g, m0, m1);
+  for (int64_t from = 0; from < p.rows; from += kDepth) {
+    const int64_t count = min(kDepth, p.rows - from);
+    pack_inputs(g, count, [&](int64_t k) { return p.b + (from + k) * p.columns; });
+    add_steps(
+        g, m0, m1, count, [&](int64_t k) { return p.a + (from + k) * p.features; }, a, from == 0);
+  }
+}
+
 template <class T>
 void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule,
                       Workspace& work, int member) {
@@ -82,20 +123,15 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
   const int64_t rows = gates(f.cell) * s.hidden, H = s.hidden, P = s.outputs();
   const int64_t saved = saved_gates(f.cell) * H;
   const int64_t m0 = rows * member / plan.members, m1 = rows * (member + 1) / plan.members;
-  auto padded = [](int64_t n) { return n + 4 * kLanes<T>; };
   auto space = [&](int64_t n) {
     return static_cast<T*>(private_memory(work, member, n * int64_t(sizeof(T))));
   };
-  const WeightGradient<T> ih{f.dw_ih, f.db_ih, s.inputs, space(kDepth * padded(s.inputs))};
-  const WeightGradient<T> hh{f.dw_hh, f.db_hh, P, space(kDepth * padded(P))};
-  const WeightGradient<T> hr{f.dw_hr, nullptr, H, space(f.dw_hr ? kDepth * padded(H) : 0)};
+  const WeightGradient<T> ih{f.dw_ih, f.db_ih, s.inputs, space(outer_space<T>(s.inputs))};
+  const WeightGradient<T> hh{f.dw_hh, f.db_hh, P, space(outer_space<T>(P))};
+  const WeightGradient<T> hr{f.dw_hr, nullptr, H, space(f.dw_hr ? outer_space<T>(H) : 0)};
   const int64_t r0 = s.projected * member / plan.members,
                 r1 = s.projected * (member + 1) / plan.members;
   T* a = space(kDepth * kRows);
-  auto clear = [](const WeightGradient<T>& g, int64_t begin, int64_t end) {
-    copy<T>(g.dw + begin * g.columns, nullptr, (end - begin) * g.columns);
-    if (g.db) copy<T>(g.db + begin, nullptr, end - begin);
-  };
   if (schedule.count == 0) {  // otherwise the first sums replace what is there
     clear(ih, m0, m1);
     clear(hh, m0, m1);
@@ -115,13 +151,9 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
     const int64_t third = saved > rows ? 2 * H : rows;
     auto add = [&](const WeightGradient<T>& g, int64_t begin, int64_t end, const T* cotangents,
                    int64_t stride) {
-      if (end <= begin) return;
-      for_blocks(end - begin, [&](auto r, int64_t at) {
-        const int64_t m = begin + at;
-        add_rows<T, r()>(
-            g, m, count, [&](int64_t k) { return cotangents + step(k) * stride + m; }, a,
-            from == 0);
-      });
+      add_steps(
+          g, begin, end, count, [&](int64_t k) { return cotangents + step(k) * stride; }, a,
+          from == 0);
     };
     add(ih, m0, min(m1, third), f.gates, saved);
     add(ih, third > m0 ? third : m0, m1, f.gates + H, saved);

@@ -7,6 +7,7 @@
 #include "adjoint-inl.h"
 #include "direct-inl.h"
 #include "forward-inl.h"
+#include "matmul-inl.h"
 
 namespace {
 
@@ -33,8 +34,8 @@ void adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule, Wo
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {forward_memory<T>, forward<T>, direct<T>, adjoint_memory<T>,
-                               adjoint<T>};
+constexpr Kernels<T> kTable = {forward_memory<T>, forward<T>,      direct<T>,     adjoint_memory<T>,
+                               adjoint<T>,        pack_weights<T>, run_matmul<T>, run_outer<T>};
 
 }  // namespace
 

@@ -65,6 +65,39 @@ struct Adjoint {
   T* dw_hr = nullptr;
 };
 
+// Weights (depth, columns), or transposed (columns, depth), packed for products: `packed_size`
+// elements.
+template <class T>
+struct Packing {
+  int64_t depth, columns;
+  bool transposed;
+  const T* w;
+  T* panels;
+};
+
+// y (rows, columns) = a (rows, depth) times packed weights, plus the bias (columns) if it is not
+// null.
+template <class T>
+struct Matmul {
+  int64_t rows, depth, columns;
+  const T *a, *panels, *bias;
+  T* y;
+};
+
+// dw (features, columns) = a^T b, and db (features), the sum of a's rows, if it is not null; a has
+// `rows` rows of `features`, b as many of `columns`.
+template <class T>
+struct OuterProducts {
+  int64_t rows, features, columns;
+  const T *a, *b;
+  T *dw, *db;
+};
+
+// Elements of packed weights: the widest panel of every build has 64 columns.
+constexpr int64_t packed_size(int64_t depth, int64_t columns) {
+  return depth * ((columns + 63) / 64 * 64);
+}
+
 // Values of `Schedule::previous` that name a given state instead of a step.
 constexpr int32_t kFromCarry = -1, kFromInitial = -2;
 
@@ -125,6 +158,9 @@ struct Kernels {
   void (*direct)(const Forward<T>&, Workspace&, int member, int members);
   void (*adjoint_memory)(const Adjoint<T>&, const Plan&, int64_t (&bytes)[kSlots]);
   void (*adjoint)(const Adjoint<T>&, const Plan&, const Schedule&, Workspace&, int member);
+  void (*pack)(const Packing<T>&);
+  void (*matmul)(const Matmul<T>&, int member, int members);
+  void (*outer)(const OuterProducts<T>&, Workspace&, int member, int members);
 };
 
 struct Build {

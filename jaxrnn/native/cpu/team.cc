@@ -168,17 +168,29 @@ bool is_direct(const Forward<T>& call) {
   return !call.mask && !call.w_hr && rows > 0 && rows <= kDirectRows;
 }
 
-template <class T>
-void run_direct(const Build& build, const Forward<T>& call, const Pool& pool) {
-  const double work = seconds_of_work(call.cell, call.shape, 1);
+// Runs job(workspace, member, members) without shared memory.
+template <class Job>
+void run_job(const Pool& pool, double work, Job job) {
   std::unique_ptr<Workspace> workspace;
   int together = 1;
   auto prepare = [&](int members) {
     together = members;
     workspace = std::make_unique<Workspace>(members);
   };
-  auto job = [&](int member) { table<T>(build).direct(call, *workspace, member, together); };
-  Team::run(pool, threads_for(work, pool), patience(work), prepare, job);
+  Team::run(pool, threads_for(work, pool), patience(work), prepare,
+            [&](int member) { job(*workspace, member, together); });
+}
+
+template <class T>
+void run_direct(const Build& build, const Forward<T>& call, const Pool& pool) {
+  run_job(pool, seconds_of_work(call.cell, call.shape, 1),
+          [&](Workspace& workspace, int member, int members) {
+            table<T>(build).direct(call, workspace, member, members);
+          });
+}
+
+double seconds_of_product(int64_t a, int64_t b, int64_t c) {
+  return 2. * double(a) * double(b) * double(c) / 40e9;
 }
 
 }  // namespace
@@ -195,9 +207,35 @@ void run(const Build& build, const Adjoint<T>& call, const Pool& pool) {
               table<T>(build).adjoint_memory, table<T>(build).adjoint);
 }
 
+template <class T>
+void run(const Build& build, const Packing<T>& call) {
+  table<T>(build).pack(call);
+}
+
+template <class T>
+void run(const Build& build, const Matmul<T>& call, const Pool& pool) {
+  run_job(
+      pool, seconds_of_product(call.rows, call.depth, call.columns),
+      [&](Workspace&, int member, int members) { table<T>(build).matmul(call, member, members); });
+}
+
+template <class T>
+void run(const Build& build, const OuterProducts<T>& call, const Pool& pool) {
+  run_job(pool, seconds_of_product(call.rows, call.features, call.columns),
+          [&](Workspace& workspace, int member, int members) {
+            table<T>(build).outer(call, workspace, member, members);
+          });
+}
+
 template void run(const Build&, const Forward<float>&, const Pool&);
 template void run(const Build&, const Forward<double>&, const Pool&);
 template void run(const Build&, const Adjoint<float>&, const Pool&);
 template void run(const Build&, const Adjoint<double>&, const Pool&);
+template void run(const Build&, const Packing<float>&);
+template void run(const Build&, const Packing<double>&);
+template void run(const Build&, const Matmul<float>&, const Pool&);
+template void run(const Build&, const Matmul<double>&, const Pool&);
+template void run(const Build&, const OuterProducts<float>&, const Pool&);
+template void run(const Build&, const OuterProducts<double>&, const Pool&);
 
 }  // namespace jaxrnn

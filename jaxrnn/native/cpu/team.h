@@ -75,7 +75,7 @@ class Memory {
 
 class Workspace {
  public:
-  explicit Workspace(int members) { all_.reset(members); }
+  explicit Workspace(int members) : private_(size_t(members)) { all_.reset(members); }
   Workspace(const Plan& plan, const int64_t (&bytes)[kSlots]) : private_(size_t(plan.members)) {
     all_.reset(plan.members);
     for (int64_t n : bytes) shared_.emplace_back(n);
@@ -159,5 +159,12 @@ template <class T>
 void run(const Build& build, const Forward<T>& call, const Pool& pool);
 template <class T>
 void run(const Build& build, const Adjoint<T>& call, const Pool& pool);
+
+template <class T>
+void run(const Build& build, const Packing<T>& call);
+template <class T>
+void run(const Build& build, const Matmul<T>& call, const Pool& pool);
+template <class T>
+void run(const Build& build, const OuterProducts<T>& call, const Pool& pool);
 
 }  // namespace jaxrnn

@@ -1,0 +1,73 @@
+// One product with weights that were packed before, for loops whose other parts XLA compiles.
+#pragma once
+
+#include "product-inl.h"
+
+namespace {
+
+using namespace jaxrnn;
+
+template <class T>
+void pack_weights(const Packing<T>& p) {
+  constexpr int L = kLanes<T>;
+  with_vectors(panel_vectors<T>(p.columns), [&](auto n) {
+    constexpr int N = n();
+    if (!p.transposed) return pack_plain(p.panels, p.w, p.depth, p.columns, int64_t(N) * L, 0, 1);
+    for (int64_t at = 0; at < p.columns; at += N * L)
+      pack_transposed<T, N>(
+          p.panels + at * p.depth, p.w, p.depth,
+          [&](int v) { return min(at + v * L, p.columns - 1); },
+          [&](int v) { return p.columns - at - v * L; });
+  });
+}
+
+// Adds the products of `depth` features from `k` on to R rows of one panel's columns, or begins
+// with them and the bias.
+template <class T, int N, int R>
+__attribute__((noinline)) void matmul_block(const Matmul<T>& p, int64_t panel, int64_t row,
+                                            int64_t k, int64_t depth) {
+  constexpr int L = kLanes<T>;
+  T* y = p.y + row * p.columns + panel * N * L;
+  const int64_t columns = p.columns - panel * N * L;
+  const T* rows[R];
+  for (int r = 0; r < R; ++r) {
+    rows[r] = p.a + (row + r) * p.depth + k;
+    // The rows of y are far from each other; without this, each store waits for its line.
+    for (int v = 0; v < N && v * L < columns; ++v) __builtin_prefetch(y + r * p.columns + v * L, 1);
+  }
+  V<T> sum[R][N] = {};
+  multiply<T, R, N, N>(sum, rows, p.panels + (panel * p.depth + k) * N * L, depth, Same());
+  for (int v = 0; v < N; ++v) {
+    const int64_t left = columns - v * L;
+    if (left <= 0) break;
+    const V<T> bias = p.bias && k == 0 ? load(p.bias + (p.columns - left), left) : V<T>{};
+    for (int r = 0; r < R; ++r) {
+      T* to = y + r * p.columns + v * L;
+      store(to, sum[r][v] + (k > 0 ? load(to, left) : bias), left);
+    }
+  }
+}
+
+// Runs of rows and parts of a panel that stay in the nearest cache together. The members divide the
+// blocks: each has some of the runs, or of a single run some of the panels, so that it reads its
+// own part of the weights.
+template <class T>
+void run_matmul(const Matmul<T>& p, int member, int members) {
+  constexpr int64_t length = 8 * kRows;
+  with_vectors(panel_vectors<T>(p.columns), [&](auto n) {
+    constexpr int N = n();
+    constexpr int64_t most = (16 << 10) / (N * JAXRNN_VECTOR_BYTES);
+    const int64_t runs = ceil_div(p.rows, length), panels = ceil_div(p.columns, N * kLanes<T>);
+    const int64_t begin = runs * panels * member / members;
+    const int64_t end = runs * panels * (member + 1) / members;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t run = i / panels, first = p.rows * run / runs;
+      for (int64_t k = 0; k < p.depth; k += most)
+        for_blocks(p.rows * (run + 1) / runs - first, [&](auto r, int64_t at) {
+          matmul_block<T, N, r()>(p, i % panels, first + at, k, min(most, p.depth - k));
+        });
+    }
+  });
+}
+
+}  // namespace

@@ -1,0 +1,217 @@
+"""The kernel's products inside of `Scan`'s loop."""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.contract import assert_close, jit_oracle, needs_kernel
+
+from jaxrnn import cells, strategies
+from jaxrnn.native import products
+
+pytestmark = needs_kernel
+
+
+def calls(text):
+    """Number of calls of each kernel in the text of a program, before or after compilation."""
+    return Counter(re.findall(r'(?:custom_call @|custom_call_target=")jaxrnn_(\w+)', text))
+
+
+def draw(*shape, dtype="float64"):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
+
+
+def multiplied(rows, weight, bias=None, *, transposed=False):
+    """rows times weight, which is given as its transpose if `transposed`."""
+    packed = products.pack(products.Packing(transposed), weight)
+    return products.multiply(None, rows, weight.T if transposed else weight, packed, bias)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"),
+    [(1, 3, 4), (2, 17, 9), (5, 64, 33), (7, 33, 100), (130, 300, 512), (9, 20, 63)],
+)
+def test_a_product_equals_numpys(rows, depth, columns, transposed):
+    a = draw(rows, depth)
+    w = draw(*((columns, depth) if transposed else (depth, columns)))
+    bias = draw(columns) if transposed else None
+    got = jax.jit(lambda *a: multiplied(*a, transposed=transposed))(a, w, bias)
+    wanted = np.asarray(a) @ np.asarray(w.T if transposed else w)
+    wanted = wanted if bias is None else wanted + np.asarray(bias)
+    np.testing.assert_allclose(got, wanted, rtol=1e-13, atol=2e-13)
+
+
+def test_more_rows_under_vmap():
+    a, w = draw(3, 4, 8), draw(8, 6)
+    assert_close(jax.vmap(lambda a: multiplied(a, w))(a), a @ w)
+    program = jax.jit(jax.vmap(lambda a: multiplied(a, w))).lower(a).compile().as_text()
+    assert calls(program)["matmul"] == 1
+    assert "f64[12,6]" in program
+
+
+def test_stacked_weights_under_vmap():
+    a, w = draw(3, 4, 8), draw(3, 8, 6)
+    assert_close(jax.vmap(multiplied)(a, w), a @ w)
+    assert_close(jax.vmap(multiplied, (None, 0))(a[0], w), a[0] @ w)
+
+
+def every_product(monkeypatch):
+    """Let the kernel multiply tiny products too."""
+    monkeypatch.setattr(products, "LEAST", 1)
+    jax.clear_caches()
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """A cell that the kernel does not know, and arguments for it; tiny products count too."""
+    every_product(monkeypatch)
+    weights = cells.Weights(ih=draw(8, 3), hh=draw(8, 4), cell=draw(3, 2))
+
+    def step(p, carry, gx, gh):
+        a, b = jnp.split(gx + gh, 2, axis=-1)
+        return (jnp.tanh(a) * jax.nn.sigmoid(b + p.sum().astype(b.dtype)),)
+
+    cell = cells.Cell("own", gates=2, states=1, step=step)
+    return cell, weights, draw(5, 2, 3), (draw(2, 4),)
+
+
+def loss(strategy, cell, weights, x, carry):
+    return (strategy(cell, weights, x, carry)[0] ** 2).sum()
+
+
+def test_both_loops_of_training_multiply_by_the_kernel(program):
+    cell, *arguments = program
+
+    def gradient(*arguments):
+        return jax.grad(lambda *a: loss(strategies.Scan(), cell, *a), (0, 1, 2))(*arguments)
+
+    compiled = jax.jit(gradient).lower(*arguments).compile().as_text()
+    # The inputs' projection, and one product in each loop.
+    assert calls(compiled) == {"matmul": 3, "pack": 3, "outer": 2}
+    assert calls(compiled[: compiled.index("ENTRY")]) == {"matmul": 2}
+
+
+def test_inference_packs_the_weights_of_one_direction(program):
+    cell, *arguments = program
+    run = jax.jit(lambda *a: strategies.Scan()(cell, *a)[0])
+    compiled = run.lower(*arguments).compile().as_text()
+    assert calls(compiled) == {"matmul": 2, "pack": 2}
+
+
+def test_tiny_products_and_single_rows_multiply_by_xla(program, monkeypatch):
+    cell, weights, x, (h,) = program
+
+    def products_of(x, h):
+        jax.clear_caches()  # a strategy's call is compiled once for its shapes
+        run = jax.jit(lambda *a: strategies.Scan()(cell, *a)[0])
+        return calls(run.lower(weights, x, (h,)).compile().as_text())["matmul"]
+
+    assert products_of(x, h) == 2
+    assert products_of(x[:, :1], h[:1]) == 1  # the inputs of all steps are more rows
+    assert products_of(x[:1], h) == 0
+    monkeypatch.setattr(products, "LEAST", 2 * weights.hh.size + 1)
+    assert products_of(x, h) == 1
+
+
+def test_an_exported_program_has_no_kernel(program):
+    cell, *arguments = program
+    run = jax.jit(lambda *a: strategies.Scan()(cell, *a)[0])
+    exported = jax.export.export(run)(*arguments)
+    assert not calls(exported.mlir_module())
+    assert_close(exported.call(*arguments), run(*arguments))
+
+
+def test_the_same_numbers_without_the_kernel(program, monkeypatch):
+    cell, *arguments = program
+
+    def gradient():
+        jax.clear_caches()
+        return jax.jit(jax.grad(lambda *a: loss(strategies.Scan(), cell, *a), (0, 1, 2)))
+
+    with_kernel = gradient()(*arguments)
+    monkeypatch.setattr("jaxrnn.native.load", lambda: ())
+    compiled = gradient().lower(*arguments).compile()
+    assert not calls(compiled.as_text())
+    assert_close(compiled(*arguments), with_kernel)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes_multiply_by_xla(program, dtype):
+    cell, weights, x, carry = program
+    weights = jax.tree.map(lambda w: w.astype(dtype), weights)
+    carry = jax.tree.map(lambda c: c.astype("float32"), carry)
+    run = jax.jit(lambda *a: strategies.Scan()(cell, *a)[0])
+    assert not calls(run.lower(weights, x.astype("float32"), carry).compile().as_text())
+
+
+def arguments(cell, *, projected=False, dropped=False):
+    rng = np.random.default_rng(1)
+    steps, batch, inputs, hidden, outputs = 5, 3, 3, 4, 2 if projected else 4
+
+    def draw(*shape):
+        return jnp.asarray(0.5 * rng.standard_normal(shape))
+
+    gates = cell.gates * hidden
+    weights = cells.Weights(
+        draw(gates, inputs),
+        draw(gates, outputs),
+        draw(gates),
+        draw(gates),
+        draw(outputs, hidden) if projected else None,
+    )
+    if cell.init is not None:
+        weights = weights._replace(cell=cell.init(jax.random.key(0), hidden, "float64"))
+    if dropped:
+        weights = weights._replace(mask=draw(batch, outputs))
+    carry = (draw(batch, outputs), *(draw(batch, hidden) for _ in range(cell.states - 1)))
+    return weights, draw(steps, batch, inputs), carry
+
+
+LENGTHS = np.arange(5)[:, None] < np.array([[5, 0, 3]])
+RESETS = (
+    np.where(LENGTHS, np.uint8(1), np.uint8(0)) + (np.arange(15).reshape(5, 3) % 4 == 2) * LENGTHS
+)
+CASES = {
+    "peephole_lstm": (cells.peephole_lstm, {}, None, False),
+    "gru with lengths": (cells.gru, {}, LENGTHS, False),
+    "lstm with a projection, reversed": (cells.lstm, {"projected": True}, LENGTHS, True),
+    "lstm with resets": (cells.lstm, {}, RESETS.astype(np.uint8), False),
+    "gru with recurrent dropout": (cells.gru, {"dropped": True}, None, True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_derivatives_are_those_of_the_reference(name, monkeypatch):
+    every_product(monkeypatch)
+    cell, options, mask, reverse = CASES[name]
+    args = arguments(cell, **options)
+    along = jax.tree.map(lambda a: 0.1 + 0 * a, args)
+    mask = None if mask is None else jnp.asarray(mask)
+
+    def results(strategy):
+        def run(weights, x, carry):
+            ys, last = strategy(cell, weights, x, carry, mask, reverse=reverse)
+            return ys, last
+
+        def loss(*args):
+            ys, last = run(*args)
+            return (ys**2).sum() + sum(jnp.cos(a).sum() for a in last)
+
+        gradient = jax.grad(loss, (0, 1, 2))
+        weights, x, carry = args
+        return (
+            run(*args),
+            jax.jvp(run, args, along)[1],
+            gradient(*args),
+            jax.jvp(gradient, args, along)[1],
+            jax.vmap(lambda x: run(weights, x, carry))(jnp.stack([x, -x])),
+            jax.vmap(lambda x: gradient(weights, x, carry))(jnp.stack([x, -x])),
+        )
+
+    got = jax.jit(lambda: results(strategies.Scan()))
+    assert calls(got.lower().compile().as_text()).keys() == {"pack", "matmul", "outer"}
+    assert_close(got(), jit_oracle(lambda: results(strategies.Reference()))(), 1e-12)
