@@ -56,6 +56,37 @@ class PeepholeCell(nnx.RNNCellBase):
         return 1
 
 
+class LayerNormCell(PeepholeCell):
+    """The layer-normalised LSTM of `jaxrnn.cells`, written for `nnx.RNN`."""
+
+    def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
+        self.hidden = hidden
+        self.dense_i = nnx.Linear(inputs, 4 * hidden, rngs=rngs)
+        self.dense_h = nnx.Linear(hidden, 4 * hidden, use_bias=False, rngs=rngs)
+        self.norm_gates = nnx.LayerNorm(4 * hidden, epsilon=1e-5, rngs=rngs)
+        self.norm_cell = nnx.LayerNorm(hidden, epsilon=1e-5, rngs=rngs)
+
+    def __call__(self, carry: Any, x: jax.Array) -> Any:
+        h, c = carry
+        gates = self.norm_gates(self.dense_i(x) + self.dense_h(h))
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        c = self.norm_cell(nnx.sigmoid(f) * c + nnx.sigmoid(i) * jnp.tanh(g))
+        h = nnx.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+
+def inference(module: nnx.Module, call: Callable[..., jax.Array], *arrays: Any) -> Any:
+    """A compiled call without arguments that computes the outputs."""
+    graph, state = nnx.split(module)
+    run = jax.jit(lambda state, *arrays: call(nnx.merge(graph, state), *arrays))
+
+    def timed() -> None:
+        jax.block_until_ready(run(state, *arrays))
+
+    timed()
+    return timed
+
+
 def training(module: nnx.Module, call: Callable[..., jax.Array], *arrays: Any) -> Any:
     """A compiled call without arguments that computes a loss and its gradients."""
     graph, state, rest = nnx.split(module, nnx.Param, ...)
@@ -80,24 +111,32 @@ def medians(calls: dict[str, Any], budget: float) -> dict[str, float]:
     return {name: float(np.median(t)) for name, t in interleaved(calls, budget).items()}
 
 
+MODES = {"inference": inference, "training": training}
+PEERS = {
+    "peephole LSTM": (cells.peephole_lstm, PeepholeCell),
+    "layer norm LSTM": (cells.layer_norm_lstm, LayerNormCell),
+}
+
+
 def own_cell(budget: float) -> None:
-    ratios = []
-    for steps, batch, inputs, hidden in SIZES:
-        x = draw(batch, steps, inputs)
-        ours = jaxrnn.Recurrent(
-            cells.peephole_lstm, inputs, hidden, batch_first=True, rngs=nnx.Rngs(0)
-        )
-        theirs = nnx.RNN(PeepholeCell(inputs, hidden, rngs=nnx.Rngs(0)))
-        calls = {
-            "jaxrnn": training(ours, lambda m, x: m(x)[0], x),
-            "nnx.RNN": training(theirs, lambda m, x: m(x), x),
-        }
-        times = medians(calls, budget)
-        ratios.append(times["nnx.RNN"] / times["jaxrnn"])
-        shown = ", ".join(f"{name} {t * 1e3:.2f} ms" for name, t in times.items())
-        print(f"peephole LSTM T={steps} B={batch} I={inputs} H={hidden}: {shown}, {ratios[-1]:.2f}")
-    mean = math.exp(np.log(ratios).mean())
-    print(f"nnx.RNN / jaxrnn, training, geometric mean over {len(ratios)} sizes: {mean:.2f}")
+    for mode, measured in MODES.items():
+        for name, (cell, peer) in PEERS.items():
+            ratios = []
+            for steps, batch, inputs, hidden in SIZES:
+                x = draw(batch, steps, inputs)
+                ours = jaxrnn.Recurrent(cell, inputs, hidden, batch_first=True, rngs=nnx.Rngs(0))
+                theirs = nnx.RNN(peer(inputs, hidden, rngs=nnx.Rngs(0)))
+                calls = {
+                    "jaxrnn": measured(ours, lambda m, x: m(x)[0], x),
+                    "nnx.RNN": measured(theirs, lambda m, x: m(x), x),
+                }
+                times = medians(calls, budget)
+                ratios.append(times["nnx.RNN"] / times["jaxrnn"])
+                shown = " | ".join(f"{t * 1e3:.2f}" for t in times.values())
+                size = f"{steps} | {batch} | {inputs} | {hidden}"
+                print(f"| {name} | {mode} | {size} | {shown} | {ratios[-1]:.2f} |", flush=True)
+            mean = math.exp(np.log(ratios).mean())
+            print(f"{name}, {mode}: nnx.RNN / jaxrnn, geometric mean {mean:.2f}")
 
 
 def resets(budget: float) -> None:

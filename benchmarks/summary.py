@@ -35,7 +35,16 @@ def table() -> str:
         verdict(results),
         f"{report.heading(results)} By point, with compile time: {place}.\n",
     ]
+    if found := newest("avx2"):
+        others, place = found
+        parts += [
+            "A subset of these points on a processor with AVX2 alone "
+            f"({report.heading(others)} {place}):\n",
+            report.summary_table(others),
+            verdict(others),
+        ]
     for name, what in (
+        ("heldout", "On the same processor, at sizes that the kernel was not tuned on"),
         ("grid", "Against PyTorch alone"),
         ("closest", "The sizes with ratios closest to 1 again, with more rounds"),
     ):
