@@ -66,7 +66,7 @@ class Projection(linear_map.LinearMap):
         call = Sum(self.precision, bias is not None)
         run = sum_outer if products.is_faster(weight, rows) else sum_blocks
         dweight, dbias = run(call, *(a.reshape(rows, a.shape[2]) for a in (dy, x)))
-        return dweight, None if bias is None else dbias
+        return dweight, None if bias is None else dbias.astype(bias.dtype)
 
 
 class Sum(NamedTuple):

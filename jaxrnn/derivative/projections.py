@@ -6,7 +6,6 @@ has it arranged once, before the first step, for each direction of the derivativ
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ def of_inputs(weights: Weights, x: Array, carry: Carry, precision: lax.Precision
     x = x.astype(dtype)
     rows = x[..., :inputs].reshape(steps * batch, inputs)
     packed = products.pack(products.Packing(transposed=True), ih)
-    gx = products.multiply(precision, rows, ih.T, packed, weights.b_ih)
+    gx = products.multiply(precision, rows, ih.T, packed, _in_dtype(weights.b_ih, dtype))
     gx = gx.reshape(steps, batch, ih.shape[0])
     return gx if features == inputs else jnp.concatenate([gx, x[..., inputs:]], axis=-1)
 
@@ -48,7 +47,31 @@ def of_state(
     constant = lax.stop_gradient(hh)
     packed = products.pack(products.Packing(transposed=True), constant)
     backward = products.pack(products.Packing(transposed=False), constant)
-    return partial(linear_map.apply, Projection(precision), (turned, packed, hh, backward))
+    fixed = turned, packed, hh, backward
+    return lambda h: linear_map.apply(Projection(precision), fixed, h.astype(hh.dtype))
+
+
+def onto_inputs(
+    weights: Weights, x: Array, gx: Array, carry: Carry, precision: lax.PrecisionLike
+) -> Callable[[Array, Array], Array] | None:
+    """(h, t) -> gx_t + W_hh h + b_hh, which JAX need not differentiate; None if XLA is faster.
+
+    The kernel reads gx_t where it is. XLA would read it in the loops over the gates, which it then
+    does not vectorise.
+    """
+    hh = weights.hh
+    if hh is None or not _is_known(x) or gx.shape[2] != hh.shape[0]:
+        return None
+    if not _kernel_multiplies(hh, x.shape[1], x, carry):
+        return None
+    packed = products.pack(products.Packing(transposed=True), hh)
+    bias = _in_dtype(weights.b_hh, hh.dtype)
+
+    def run(h: Array, t: Array) -> Array:
+        h = h if weights.mask is None else (h * weights.mask).astype(hh.dtype)
+        return products.multiply(precision, h, hh.T, packed, bias, gx, t)
+
+    return run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +91,10 @@ class Projection(linear_map.LinearMap):
 
     def rows(self, fixed: Any, operands: Any, results: Any) -> Any:
         return (NO_ROWS,) * 4, 0, 0
+
+
+def _in_dtype(bias: Array | None, dtype: Any) -> Array | None:
+    return None if bias is None else bias.astype(dtype)
 
 
 def _is_known(x: Array) -> bool:

@@ -15,6 +15,7 @@ ADJOINT = "jaxrnn_adjoint"
 PACK = "jaxrnn_pack"
 MULTIPLY = "jaxrnn_matmul"
 OUTER = "jaxrnn_outer"
+EMPTY = "jaxrnn_empty"
 
 
 def path() -> Path | None:
@@ -38,7 +39,7 @@ def load() -> tuple[str, ...]:
     if where is None:
         return ()
     library = ctypes.CDLL(str(where))
-    for name in (FORWARD, ADJOINT, PACK, MULTIPLY, OUTER):
+    for name in (FORWARD, ADJOINT, PACK, MULTIPLY, OUTER, EMPTY):
         capsule = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     library.jaxrnn_builds.restype = ctypes.c_char_p

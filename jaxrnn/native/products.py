@@ -24,7 +24,10 @@ def is_faster(weight: Array, rows: int) -> bool:
     """True if the kernel multiplies rows with a weight faster than XLA, on one CPU device."""
     if jax.default_backend() != "cpu" or jax.device_count() > 1 or not native.load():
         return False
-    return weight.dtype in (jnp.float32, jnp.float64) and rows > 1 and rows * weight.size >= LEAST
+    if weight.dtype not in (jnp.float32, jnp.float64):
+        return False
+    known = all(isinstance(size, int) for size in weight.shape)
+    return known and rows > 1 and rows * weight.size >= LEAST
 
 
 class Packing(NamedTuple):
@@ -53,23 +56,39 @@ def plain(
     weight: Array,
     packed: Any = None,
     bias: Array | None = None,
+    sequence: Array | None = None,
+    t: Array | None = None,
 ) -> Array:
-    """`multiply` as operations of JAX."""
+    """`multiply` as operations of JAX; the kernel always multiplies at full precision."""
     dims = (((1,), (0,)), ((), ()))
     y = lax.dot_general(rows, weight, dims, precision=precision, preferred_element_type=rows.dtype)
-    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+    if bias is not None:
+        y = y + jnp.broadcast_to(bias, y.shape)
+    return y if sequence is None else y + lax.dynamic_index_in_dim(sequence, t, keepdims=False)
 
 
 def _multiply_on_cpu(
-    _: Any, rows: Array, weight: Array, packed: Array, bias: Array | None = None
+    _: Any,
+    rows: Array,
+    weight: Array,
+    packed: Array,
+    bias: Array | None = None,
+    sequence: Array | None = None,
+    t: Array | None = None,
 ) -> Array:
     like = jax.ShapeDtypeStruct((rows.shape[0], weight.shape[1]), rows.dtype)
-    bias = jnp.zeros((0,), rows.dtype) if bias is None else bias
-    return jax.ffi.ffi_call(native.MULTIPLY, like)(rows, packed, bias, build=np.int32(0))
+    absent = jnp.zeros((0,), rows.dtype)
+    bias, sequence = (absent if a is None else a for a in (bias, sequence))
+    step = jnp.zeros((), jnp.int32) if t is None else t.astype(jnp.int32)
+    run = jax.ffi.ffi_call(native.MULTIPLY, like)
+    return run(rows, packed, bias, sequence, step, build=np.int32(0))
 
 
-def _rows_of_product(call: Any, rows: Any, *shared: Any) -> Any:
-    return (0, *jax.tree.map(lambda _: NO_ROWS, shared)), 0
+def _rows_of_product(
+    call: Any, rows: Any, weight: Any, packed: Any, bias: Any = None, *of_steps: Any
+) -> Any:
+    shared = jax.tree.map(lambda _: NO_ROWS, (weight, packed, bias))
+    return (0, *shared, *jax.tree.map(lambda a: 1 if a.ndim else NO_ROWS, of_steps)), 0
 
 
 pack = primitive.make_primitive(
@@ -86,7 +105,10 @@ multiply = primitive.make_primitive(
     {"cpu": primitive.Kernel(_multiply_on_cpu)},
     _rows_of_product,
 )
-"""`multiply(precision, rows, weight, packed, bias=None)`: rows (B, K) times weight (K, N)."""
+"""`multiply(precision, rows, weight, packed, bias=None, sequence=None, t=None)`.
+
+Rows (B, K) times weight (K, N), plus the bias (N,), plus step t of the sequence (T, B, N).
+"""
 
 
 def sum_outer(dy: Array, x: Array, *, with_bias: bool) -> tuple[Array, Array]:
@@ -97,3 +119,29 @@ def sum_outer(dy: Array, x: Array, *, with_bias: bool) -> tuple[Array, Array]:
     )
     dweight, dbias = jax.ffi.ffi_call(native.OUTER, like)(dy, x, build=np.int32(0))
     return dweight, dbias
+
+
+class Empty(NamedTuple):
+    """An array without values. XLA would merge equal calls, so each has a number of its own."""
+
+    number: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _empty_on_cpu(call: Empty, _: Array) -> Array:
+    like = jax.ShapeDtypeStruct(call.shape, call.dtype)
+    return jax.ffi.ffi_call(native.EMPTY, like)(number=np.int32(call.number))
+
+
+_empty = primitive.make_primitive(
+    "jaxrnn_empty",
+    lambda call, _: jnp.zeros(call.shape, call.dtype),
+    {"cpu": primitive.Kernel(_empty_on_cpu)},
+    lambda call, _: ((NO_ROWS,), NO_ROWS),
+)
+
+
+def empty(call: Empty) -> Array:
+    """An array for a loop that writes all of it; `lax.scan` would write zeros first."""
+    return _empty(call, jnp.zeros((), call.dtype))

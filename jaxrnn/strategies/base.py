@@ -31,7 +31,7 @@ class Capabilities(NamedTuple):
     dtypes: tuple[str, ...] | None = None
     """Of weights and carry, one for all of them."""
     narrow: tuple[str, ...] = ()
-    """Dtypes that all weights may have beside a carry in float32."""
+    """Dtypes that the weights may have beside a carry in float32, and the biases with them."""
     linear: bool = False
     """Only cells that have a `Cell.linear`."""
     parameters: bool = True
@@ -150,12 +150,13 @@ def lacking(
             f"strategies.{name} does not project {cell.name} (proj_size > 0); strategies.Scan does."
         )
     if capabilities.dtypes is not None:
-        of_weights = dtypes_of(weights._replace(initial=None))
+        matrices = dtypes_of((weights.ih, weights.hh, weights.hr))
+        biases = dtypes_of((weights.b_ih, weights.b_hh))
         of_carry = dtypes_of((carry, weights.initial))
-        found = sorted(of_weights | of_carry)
-        mixes = of_carry == {"float32"} and len(of_weights) == 1
-        if mixes and of_weights <= {*capabilities.narrow}:
+        mixes = of_carry == {"float32"} and biases <= matrices | of_carry
+        if mixes and len(matrices) == 1 and matrices <= {*capabilities.narrow}:
             return ""
+        found = sorted(of_carry | dtypes_of(weights))
         if len(found) > 1 or found[0] not in capabilities.dtypes:
             wanted = " or in ".join(capabilities.dtypes)
             return f"strategies.{name} computes in {wanted}, not in {', '.join(found)}."

@@ -25,6 +25,7 @@ from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.checks import InputError
 from jaxrnn.derivative import blocks, projections, rule
 from jaxrnn.derivative.rule import Fixed, Operands, Recurrence, Tangents
+from jaxrnn.native import products
 from jaxrnn.strategies.base import Base, hold, restart, silence
 
 
@@ -120,6 +121,23 @@ class ScanRecurrence(Recurrence):
         (last, _), saved = self._scan(step_ahead, first, jnp.arange(steps))
         return last, saved
 
+    def _scan_into(self, step: Any, carry: Carry, inputs: Any) -> Any:
+        """`_scan` into arrays that are not zero before."""
+        steps = inputs[0].shape[0]
+        at_first = jax.tree.map(lambda a: a[0], inputs)
+        leaves, structure = jax.tree.flatten(jax.eval_shape(step, carry, at_first)[1])
+        kinds = (products.Empty(n, (steps, *a.shape), str(a.dtype)) for n, a in enumerate(leaves))
+        outputs = jax.tree.unflatten(structure, list(map(products.empty, kinds)))
+
+        def step_into(state: Any, now: Any) -> Any:
+            carry, outputs = state
+            carry, found = step(carry, now)
+            t = now[0]
+            write = partial(lax.dynamic_update_index_in_dim, index=t, axis=0)
+            return (carry, jax.tree.map(write, outputs, found)), None
+
+        return self._scan(step_into, (carry, outputs), inputs)[0]
+
     def _project(self, x: Array, weight: Array, bias: Array | None, dtype: Any) -> Array:
         return cells.project(x, weight, bias, dtype, self.precision)
 
@@ -134,20 +152,30 @@ class ScanRecurrence(Recurrence):
     ) -> tuple[Array, Carry, Any, Any]:
         dtype = carry[0].dtype
         gx = projections.of_inputs(weights, x, carry, self.precision)
-        recurrent = self._recurrent(weights, x, carry)
+        sums = None
+        if self.cell.additive:
+            sums = projections.onto_inputs(weights, x, gx, carry, self.precision)
+        recurrent: Any = self._recurrent(weights, x, carry) if sums is None else None
 
         def step(carry: Carry, inputs: Any):
             gx_t, mask_t = inputs
             carry = restart(mask_t, carry, weights.initial)
-            gh = recurrent(carry[0], gx_t)
+            if sums is None:
+                gh = recurrent(carry[0], gx_t)
+                seen = gx_t + gh if self.cell.additive else gh
+            else:  # gx_t is the number of the step
+                seen = gh = sums(carry[0], gx_t)
+                gx_t = jnp.zeros_like(gh)
             m, *rest = cells.advance(self.cell, weights.cell, carry, gx_t, gh)
             h = m if weights.hr is None else self._project(m, weights.hr, None, dtype)
             new = hold(mask_t, (h, *rest), carry)
-            seen = gx_t + gh if self.cell.additive else gh
             return new, (new[0], (carry, seen) if save else ())
 
-        scan = self._scan_ahead if _fetches_ahead(self.cell, gx) else self._scan
-        last, (hs, saved) = scan(step, carry, (gx, mask))
+        if sums is not None:
+            last, (hs, saved) = self._scan_into(step, carry, (jnp.arange(x.shape[0]), mask))
+        else:
+            scan = self._scan_ahead if _fetches_ahead(self.cell, gx) else self._scan
+            last, (hs, saved) = scan(step, carry, (gx, mask))
         if save:
             carries, seen = saved
             saved = Saved(carries, seen, None if self.cell.additive else gx)

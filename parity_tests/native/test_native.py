@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxrnn
 from contract import STRATEGIES
@@ -197,6 +198,11 @@ def test_unsupported_arguments_raise_one_sentence():
     low = weights._replace(ih=weights.ih.astype(jnp.bfloat16))
     with pytest.raises(jaxrnn.InputError, match=r"float32 or in float64, not in bfloat16, float32"):
         run(cells.lstm, low, x, carry)
+    matrices = weights._replace(hh=weights.hh.astype(jnp.bfloat16), ih=low.ih)
+    narrow = tuple(c.astype(jnp.bfloat16) for c in carry)
+    assert run.refusal(cells.lstm, matrices, x, carry) == ""
+    for state in (narrow, (carry[0], narrow[1])):
+        assert "not in bfloat16, float32" in run.refusal(cells.lstm, matrices, x, state)
     with pytest.raises(jaxrnn.InputError, match="no build 'sse1' for this machine, only"):
         strategies.Native("sse1")
 
@@ -222,6 +228,8 @@ def test_bfloat16_is_float32_on_rounded_weights_and_inputs(projected):
     weights, x, carry = arguments(cells.lstm, (6, 3, 3, 5), jnp.float32, projected=projected)
     mask = jnp.arange(6)[:, None] < jnp.array([[6, 0, 4]])
     low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
+    if projected:  # as a layer's `dtype` leaves them
+        low = low._replace(b_ih=weights.b_ih, b_hh=weights.b_hh)
     rounded = jax.tree.map(lambda w: w.astype(jnp.float32), low)
     seen = x.astype(jnp.bfloat16).astype(jnp.float32)
     cotangents = cotangents_for(x, carry)
@@ -230,8 +238,16 @@ def test_bfloat16_is_float32_on_rounded_weights_and_inputs(projected):
     wanted, (of_weights, *rest) = run((rounded, seen, carry), cotangents)
     assert_equal = partial(jax.tree.map, np.testing.assert_array_equal)
     assert_equal((results, others), (wanted, rest))
-    assert_equal(dweights, jax.tree.map(lambda d: d.astype(jnp.bfloat16), of_weights))
-    assert {d.dtype for d in jax.tree.leaves(dweights)} == {jnp.dtype(jnp.bfloat16)}
+    assert_equal(dweights, jax.tree.map(lambda d, w: d.astype(w.dtype), of_weights, low))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("option", ["dtype", "param_dtype"])
+def test_layers_in_bfloat16_run_the_kernel(option):
+    layer = jaxrnn.LSTM(3, 5, rngs=nnx.Rngs(0), **{option: jnp.bfloat16})
+    x = jnp.ones((4, 2, 3), layer.weight_ih_l0[...].dtype)
+    graph, state = nnx.split(layer)
+    assert calls(lambda state, x: nnx.merge(graph, state)(x)[0], state, x) == [native.FORWARD]
 
 
 def test_bfloat16_in_forward_mode_and_of_the_second_order():

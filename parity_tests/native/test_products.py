@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers.contract import assert_close, jit_oracle, needs_kernel
 
+import jaxrnn
 from jaxrnn import cells, strategies
 from jaxrnn.native import products
 
@@ -53,6 +55,23 @@ def test_more_rows_under_vmap():
     assert "f64[12,6]" in program
 
 
+def test_a_product_onto_a_step_of_a_sequence():
+    a, w, bias, sequence = draw(4, 8), draw(8, 6), draw(6), draw(5, 4, 6)
+    packed = products.pack(products.Packing(transposed=False), w)
+
+    def run(a, sequence, t):
+        return products.multiply(None, a, w, packed, bias, sequence, t)
+
+    for t in (0, 3):
+        wanted = a @ w + bias[None] + sequence[t]
+        assert_close(jax.jit(run)(a, sequence, jnp.int64(t)), wanted)
+    many, sequences = jnp.stack([a, 2 * a]), jnp.stack([sequence, -sequence])
+    wanted = many @ w + bias[None, None] + sequences[:, 3]
+    assert_close(jax.vmap(run, (0, 0, None))(many, sequences, jnp.int32(3)), wanted)
+    wanted = (a @ w + bias[None])[None] + sequence[jnp.array([4, 1])]
+    assert_close(jax.vmap(run, (None, None, 0))(a, sequence, jnp.array([4, 1])), wanted)
+
+
 def test_stacked_weights_under_vmap():
     a, w = draw(3, 4, 8), draw(3, 8, 6)
     assert_close(jax.vmap(multiplied)(a, w), a @ w)
@@ -93,6 +112,17 @@ def test_both_loops_of_training_multiply_by_the_kernel(program):
     # The inputs' projection, and one product in each loop.
     assert calls(compiled) == {"matmul": 3, "pack": 3, "outer": 2}
     assert calls(compiled[: compiled.index("ENTRY")]) == {"matmul": 2}
+
+
+def test_an_additive_cell_adds_its_inputs_in_the_kernel(program):
+    cell, *arguments = program
+    cell = cell._replace(additive=True)
+    run = jax.jit(lambda *a: strategies.Scan()(cell, *a)[0])
+    compiled = run.lower(*arguments).compile().as_text()
+    assert calls(compiled) == {"matmul": 2, "pack": 2, "empty": 1}
+    assert_close(
+        run(*arguments), jit_oracle(lambda *a: strategies.Reference()(cell, *a)[0])(*arguments)
+    )
 
 
 def test_inference_packs_the_weights_of_one_direction(program):
@@ -213,5 +243,54 @@ def test_values_and_derivatives_are_those_of_the_reference(name, monkeypatch):
         )
 
     got = jax.jit(lambda: results(strategies.Scan()))
-    assert calls(got.lower().compile().as_text()).keys() == {"pack", "matmul", "outer"}
+    kernels = {"pack", "matmul", "outer"} | ({"empty"} if cell.additive else set())
+    assert calls(got.lower().compile().as_text()).keys() == kernels
     assert_close(got(), jit_oracle(lambda: results(strategies.Reference()))(), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "param_dtype"),
+    [("float64", "float32"), ("float32", "bfloat16"), ("float32", "float64")],
+)
+def test_biases_in_another_dtype_than_the_products(dtype, param_dtype, monkeypatch):
+    every_product(monkeypatch)
+    options = {"dtype": dtype, "param_dtype": param_dtype}
+    layer = jaxrnn.LSTM(3, 5, strategy=strategies.Scan(), **options, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    x = draw(4, 2, 3).astype(param_dtype)
+
+    def results(state, strategy):
+        module = nnx.merge(graph, state)
+        module.strategy = strategy
+        return module(x)[0].astype("float64")
+
+    def both(strategy):
+        run = jax.jit(jax.vjp, static_argnums=0)(lambda s: results(s, strategy), state)
+        return run[0], run[1](jnp.ones_like(run[0]))[0]
+
+    (got, dgot), (wanted, dwanted) = both(strategies.Scan()), both(strategies.Reference())
+    low = 2e-2 if param_dtype == "bfloat16" else 1e-5
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    for g, w in zip(jax.tree.leaves(dgot), jax.tree.leaves(dwanted), strict=True):
+        assert g.dtype == w.dtype == param_dtype
+        np.testing.assert_allclose(g.astype("float64"), w.astype("float64"), rtol=low, atol=low)
+
+
+def test_the_packed_weights_hold_no_uninitialised_memory():
+    w = draw(3, 4)
+    packed = products.pack(products.Packing(transposed=False), w)
+    assert np.count_nonzero(packed) == w.size
+    assert packed.size == 3 * 64
+
+
+def test_a_symbolic_number_of_units_is_exported():
+    (h,) = jax.export.symbolic_shape("h")
+    shapes = (h, 4), (h, h), (5, 3, 4), (3, h)
+    like = [jax.ShapeDtypeStruct(s, "float64") for s in shapes]
+
+    def run(ih, hh, x, carry):
+        return strategies.Scan()(cells.rnn_tanh, cells.Weights(ih, hh), x, (carry,))[0]
+
+    exported = jax.export.export(jax.jit(run))(*like)
+    arrays = [draw(*(6 if n == h else n for n in s)) for s in shapes]
+    assert_close(exported.call(*arrays), run(*arrays))

@@ -90,21 +90,6 @@ for make, specs, explicit_specs in (
         close(jax.jit(partly)(params, x, lengths), wanted)
         mapped = jax.shard_map(along, mesh=auto, in_specs=by_rows, out_specs=P())
         close(jax.jit(mapped)(params, x, lengths), along(params, x, lengths))
-
-# The states to which rows are reset are divided as the rows are.
-kinds = jnp.asarray(rng.integers(0, 3, (6, 8)), jnp.uint8)
-weights = jaxrnn.cells.Weights(*(jnp.asarray(rng.normal(size=(24, n))) for n in (4, 8)))
-
-def total(initial, x):
-    run = jaxrnn.strategies.Native()
-    carry = (jnp.zeros((8, 8)),)
-    ys, _ = run(jaxrnn.cells.gru, weights._replace(initial=initial), x, carry, kinds)
-    return (ys**2).sum()
-
-initial, x = (jnp.asarray(rng.normal(size=(8, 8))),), jnp.asarray(rng.normal(size=(6, 8, 4)))
-step = jax.value_and_grad(total, (0, 1))
-placed = place(auto, initial, "data"), place(auto, x, None, "data")
-run_locally(step, placed, step(initial, x))
 print("compared")
 """
 

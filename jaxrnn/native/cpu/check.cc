@@ -183,7 +183,7 @@ int check_products(int64_t rows, int64_t depth, int64_t columns, bool transposed
   auto worst = [](const std::vector<T>& x, int64_t n, int64_t count, auto start, auto term) {
     double error = 0;
     for (int64_t i = 0; i < int64_t(x.size()); ++i) {
-      double sum = start(i % n);
+      double sum = start(i);
       for (int64_t k = 0; k < count; ++k) sum += term(i / n, i % n, k);
       error = std::fmax(error, std::fabs(sum - double(x[size_t(i)])));
     }
@@ -199,7 +199,8 @@ int check_products(int64_t rows, int64_t depth, int64_t columns, bool transposed
         Threads workers(threads, idle), others(threads, idle);
         jaxrnn::run(*build,
                     Matmul<T>{rows, depth, columns, a.data(), panels.data(),
-                              transposed ? bias.data() : nullptr, y.data()},
+                              transposed ? bias.data() : nullptr, transposed ? nullptr : b.data(),
+                              y.data()},
                     workers.pool);
         jaxrnn::run(*build,
                     OuterProducts<T>{rows, depth, columns, a.data(), b.data(), dw.data(),
@@ -209,7 +210,9 @@ int check_products(int64_t rows, int64_t depth, int64_t columns, bool transposed
         const double errors[] = {
             worst(
                 y, columns, depth,
-                [&](int64_t c) { return transposed ? double(bias[size_t(c)]) : 0; },
+                [&](int64_t i) {
+                  return double(transposed ? bias[size_t(i % columns)] : b[size_t(i)]);
+                },
                 [&](int64_t r, int64_t c, int64_t k) {
                   return double(a[size_t(r * depth + k)]) *
                          double(w[size_t(k * w_row + c * w_column)]);

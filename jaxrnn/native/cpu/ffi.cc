@@ -163,18 +163,31 @@ ffi::Error pack(int32_t build, bool transposed, In w, Out panels) {
   });
 }
 
-ffi::Error matmul(ffi::ThreadPool threads, int32_t build, In a, In panels, In bias, Out y) {
+bool of_other_type(const ffi::AnyBuffer& a, const ffi::AnyBuffer& like) {
+  return a.element_type() != like.element_type();
+}
+
+// The addend is step t of `sequence` (T, rows, columns), which need not be given.
+ffi::Error matmul(ffi::ThreadPool threads, int32_t build, In a, In panels, In bias, In sequence,
+                  ffi::Buffer<ffi::S32> t, Out y) {
+  if (of_other_type(panels, a) || of_other_type(bias, a) || of_other_type(sequence, a))
+    return ffi::Error::InvalidArgument("jaxrnn's kernel multiplies arrays of one type.");
   return by_type(a.element_type(), [&](auto zero) {
     using T = decltype(zero);
+    const int64_t rows = a.dimensions()[0], columns = y->dimensions()[1];
+    const T* addend = data<T>(sequence);
+    if (addend) addend += int64_t(*t.typed_data()) * rows * columns;
     want_huge_pages(*y);
     run(build_named(build),
-        Matmul<T>{a.dimensions()[0], a.dimensions()[1], y->dimensions()[1], data<T>(a),
-                  data<T>(panels), data<T>(bias), data<T>(*y)},
+        Matmul<T>{rows, a.dimensions()[1], columns, data<T>(a), data<T>(panels), data<T>(bias),
+                  addend, data<T>(*y)},
         pool_of(threads));
   });
 }
 
 ffi::Error outer(ffi::ThreadPool threads, int32_t build, In a, In b, Out dw, Out db) {
+  if (of_other_type(b, a))
+    return ffi::Error::InvalidArgument("jaxrnn's kernel multiplies arrays of one type.");
   return by_type(a.element_type(), [&](auto zero) {
     using T = decltype(zero);
     run(build_named(build),
@@ -182,6 +195,12 @@ ffi::Error outer(ffi::ThreadPool threads, int32_t build, In a, In b, Out dw, Out
                          data<T>(b), data<T>(*dw), data<T>(*db)},
         pool_of(threads));
   });
+}
+
+// An array without values, for a loop that writes all of it.
+ffi::Error empty(int32_t, Out result) {
+  want_huge_pages(*result);
+  return ffi::Error::Success();
 }
 
 }  // namespace
@@ -197,6 +216,7 @@ JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_adjoint(XLA_FFI_CallFrame*);
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_pack(XLA_FFI_CallFrame*);
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_matmul(XLA_FFI_CallFrame*);
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_outer(XLA_FFI_CallFrame*);
+JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_empty(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, jaxrnn::forward,
                               xla::ffi::Ffi::Bind()
@@ -267,6 +287,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_matmul, jaxrnn::matmul,
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
+                                  .Arg<jaxrnn::In>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_outer, jaxrnn::outer,
@@ -277,6 +299,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_outer, jaxrnn::outer,
                                   .Arg<jaxrnn::In>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    jaxrnn_empty, jaxrnn::empty,
+    xla::ffi::Ffi::Bind().Attr<int32_t>("number").Ret<xla::ffi::AnyBuffer>());
 
 // Instruction sets of this machine, fastest first, separated by commas.
 JAXRNN_EXPORT const char* jaxrnn_builds() {

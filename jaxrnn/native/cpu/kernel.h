@@ -75,12 +75,12 @@ struct Packing {
   T* panels;
 };
 
-// y (rows, columns) = a (rows, depth) times packed weights, plus the bias (columns) if it is not
-// null.
+// y (rows, columns) = a (rows, depth) times packed weights, plus the bias (columns) and the addend
+// (rows, columns) if they are not null.
 template <class T>
 struct Matmul {
   int64_t rows, depth, columns;
-  const T *a, *panels, *bias;
+  const T *a, *panels, *bias, *addend;
   T* y;
 };
 

@@ -12,6 +12,8 @@ void pack_weights(const Packing<T>& p) {
   constexpr int L = kLanes<T>;
   with_vectors(panel_vectors<T>(p.columns), [&](auto n) {
     constexpr int N = n();
+    const int64_t used = ceil_div(p.columns, N * L) * N * L * p.depth;
+    copy<T>(p.panels + used, nullptr, packed_size(p.depth, p.columns) - used);
     if (!p.transposed) return pack_plain(p.panels, p.w, p.depth, p.columns, int64_t(N) * L, 0, 1);
     for (int64_t at = 0; at < p.columns; at += N * L)
       pack_transposed<T, N>(
@@ -27,9 +29,12 @@ template <class T, int N, int R>
 __attribute__((noinline)) void matmul_block(const Matmul<T>& p, int64_t panel, int64_t row,
                                             int64_t k, int64_t depth) {
   constexpr int L = kLanes<T>;
-  T* y = p.y + row * p.columns + panel * N * L;
+  const int64_t at = row * p.columns + panel * N * L;
+  T* y = p.y + at;
+  const T* before = k > 0 ? y : p.addend ? p.addend + at : nullptr;
   const int64_t columns = p.columns - panel * N * L;
   const T* rows[R];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     rows[r] = p.a + (row + r) * p.depth + k;
     // The rows of y are far from each other; without this, each store waits for its line.
@@ -37,13 +42,18 @@ __attribute__((noinline)) void matmul_block(const Matmul<T>& p, int64_t panel, i
   }
   V<T> sum[R][N] = {};
   multiply<T, R, N, N>(sum, rows, p.panels + (panel * p.depth + k) * N * L, depth, Same());
+#pragma GCC unroll 4
   for (int v = 0; v < N; ++v) {
     const int64_t left = columns - v * L;
-    if (left <= 0) break;
-    const V<T> bias = p.bias && k == 0 ? load(p.bias + (p.columns - left), left) : V<T>{};
-    for (int r = 0; r < R; ++r) {
-      T* to = y + r * p.columns + v * L;
-      store(to, sum[r][v] + (k > 0 ? load(to, left) : bias), left);
+    if (left > 0) {
+      const V<T> bias = p.bias && k == 0 ? load(p.bias + (p.columns - left), left) : V<T>{};
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const int64_t i = r * p.columns + v * L;
+        V<T> value = sum[r][v] + bias;
+        if (before) value += load(before + i, left);
+        store(y + i, value, left);
+      }
     }
   }
 }
