@@ -50,7 +50,8 @@ def test_low_precision_returns_low_outputs_and_wide_states(cls, low):
     output, state = module(x)
     assert output.dtype == low
     assert {s.dtype for s in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
-    text = str(jax.make_jaxpr(module)(x))
+    scan = cls(3, 5, num_layers=2, dtype=low, strategy=strategies.Scan(), rngs=rngs())
+    text = str(jax.make_jaxpr(scan)(x))
     products = re.findall(
         r"(\w+)\[[^]]*\] = dot_general\[.*?preferred_element_type=(\w+)", text, re.S
     )
