@@ -211,6 +211,7 @@ CASES = {
     "lstm with a projection, reversed": (cells.lstm, {"projected": True}, LENGTHS, True),
     "lstm with resets": (cells.lstm, {}, RESETS.astype(np.uint8), False),
     "gru with recurrent dropout": (cells.gru, {"dropped": True}, None, True),
+    "lstm with recurrent dropout": (cells.lstm, {"dropped": True}, None, False),
 }
 
 
