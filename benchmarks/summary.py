@@ -1,9 +1,12 @@
 """Prints the tables of times and memory in docs/performance.md from the newest committed results.
 
 python tools/tables.py times --write    writes them there
+
+`python benchmarks/summary.py sides` prints the README's table instead.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import report
@@ -60,6 +63,33 @@ def table() -> str:
     return "\n".join(parts)
 
 
+def sides() -> str:
+    """Times as fast as PyTorch with AVX-512 and with AVX2, over the points that both have."""
+    runs = [newest(name) for name in ("cpu", "avx2")]
+    rows = [{report.point_of(row): row for row in run[0]["points"]} for run in runs if run]
+    common = set.intersection(*map(set, rows))
+    lines = [
+        f"|over PyTorch, {len(common)} points: inference/training|AVX-512|AVX2|",
+        "|---|---|---|",
+    ]
+    for name, belongs in report.GROUPS.items():
+        if not name.endswith(("dense", "ragged", "all")):
+            continue
+        cells = []
+        for of_run in rows:
+            means = (
+                report.geometric_mean(
+                    report.ratio(of_run[point], "torch", report.SUBJECT)
+                    for point in common
+                    if belongs(point) and point.mode == mode
+                )
+                for mode in ("inference", "training")
+            )
+            cells.append("/".join(f"{mean:.1f}" for mean in means if mean))
+        lines.append(f"|{name}|{'|'.join(cells)}|")
+    return "\n".join(lines) + "\n"
+
+
 def shooting() -> list[str]:
     """Speed-up over each measured inner strategy, for one row of `STEPS` steps."""
     lines, places = [], []
@@ -84,4 +114,4 @@ def shooting() -> list[str]:
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    print(sides() if sys.argv[1:] == ["sides"] else table(), end="")

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 TABLES = {
     "capabilities": ("docs/strategies.md", ["tools/capabilities.py"]),
+    "sides": ("README.md", ["benchmarks/summary.py", "sides"]),
     "times": ("docs/performance.md", ["benchmarks/summary.py"]),
     "parity": ("docs/parity.md", ["parity_tests/helpers/table.py", "parity"]),
     "notebook": ("docs/parity.md", ["parity_tests/helpers/table.py", "notebook"]),

@@ -150,7 +150,7 @@ def test_the_readme_is_short():
     assert "![" in prose
 
 
-@pytest.mark.parametrize("name", ["capabilities", "times"])
+@pytest.mark.parametrize("name", ["capabilities", "sides", "times"])
 def test_a_table_matches_the_output_of_its_command(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tools")
     import tables
