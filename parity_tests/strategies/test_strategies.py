@@ -327,7 +327,8 @@ def test_low_precision_products_keep_wide_carries(strategy, dtype):
     weights, x, carry = arguments(cells.lstm, dtype=np.float32)
     low = Weights(weights.ih.astype(dtype), weights.hh.astype(dtype), weights.b_ih, weights.b_hh)
     text = str(jax.make_jaxpr(partial(strategy, cells.lstm))(low, x.astype(dtype), carry))
-    assert "preferred_element_type=float32" in text
+    # Checkpoint passes bfloat16 to the CPU kernel, which converts the weights instead.
+    assert "preferred_element_type=float32" in text or "widens=True" in text
     ys, last = strategy(cells.lstm, low, x.astype(dtype), carry)
     wanted = strategies.Reference()(cells.lstm, weights, x, carry)
     assert ys.dtype == last[0].dtype == last[1].dtype == jnp.float32
