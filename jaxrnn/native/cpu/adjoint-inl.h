@@ -30,30 +30,26 @@ struct AdjointStep {
   int64_t t;
 };
 
-// dh[r][v] of R rows for the units of one panel: the incoming cotangent plus W_hh^T times the next
-// step's cotangents.
-template <class T, int R, int N>
-__attribute__((noinline)) void back_product(const AdjointStep<T>& s, int64_t panel,
-                                            const int32_t* active, V<T>* out) {
+// dh[r][v] of `count` rows for the units of one panel: the incoming cotangent plus W_hh^T times the
+// next step's cotangents.
+template <class T>
+__attribute__((noinline)) void back_product(const AdjointStep<T>& s, int64_t first, int vectors,
+                                            const int32_t* active, int count, V<T>* dh) {
   constexpr int L = kLanes<T>;
   const Shape& shape = s.f.shape;
   const int64_t P = shape.outputs(), depth = gates(s.f.cell) * shape.hidden;
-  V<T> dh[R][N];
-  const T* rows[R];
-  for (int r = 0; r < R; ++r) {
+  const T* rows[kRows] = {};
+  for (int r = 0; r < count; ++r) {
     const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
     rows[r] = s.next[active[r]];
-    for (int v = 0; v < N; ++v) {
-      const int64_t u = (panel * N + v) * L;
-      dh[r][v] = u < P ? load(s.f.dh0 + b * P + u, P - u) : V<T>{};
-      if (s.t >= 0 && u < P) dh[r][v] += load(s.f.d_ys + at * P + u, P - u);
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t u = first + v * L;
+      V<T> sum = u < P ? load(s.f.dh0 + b * P + u, P - u) : V<T>{};
+      if (s.t >= 0 && u < P) sum += load(s.f.d_ys + at * P + u, P - u);
+      dh[r * vectors + v] = sum;
     }
   }
-  multiply<T, R, N, N>(dh, rows, s.panels + panel * depth * N * L, depth, Same());
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) out[r * N + v] = dh[r][v];
+  multiply<T>(dh, rows, count, s.panels + first * depth, vectors, depth);
 }
 
 // Stores dh of `count` rows: at t < 0 as the cotangent of the initial state, else for the adjoint
@@ -107,12 +103,13 @@ __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t fi
   }
 }
 
-template <class T, class C, int N>
+template <class T, class C>
 void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& group,
                   const T* packed, Workspace& work, int member) {
   const Shape& s = f.shape;
   const int64_t depth = C::kGates * s.hidden;
-  const Share states(group, s.outputs(), N * kLanes<T>);
+  const int vectors = panel_vectors<T>(s.outputs());
+  const Share states(group, s.outputs(), vectors * kLanes<T>);
   const Share units(group, s.hidden, panel_vectors<T>(s.hidden) * kLanes<T>);
   const T* projection = static_cast<const T*>(shared_memory(work, kProjectionBackPanels));
   const T** next =
@@ -133,14 +130,14 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
 
   AdjointStep<T> step{f, schedule, packed, group.rows, next, 0};
   auto run = [&](const int32_t* some, int64_t count) {
-    V<T> dh[kRows * N];
+    V<T> dh[kRows * 4];
     for (int64_t p = states.p0; p < states.p1; ++p)
-      for_blocks(count, [&](auto r, int64_t at) {
-        back_product<T, r(), N>(step, p, some + at, dh);
+      for_blocks(count, [&](int rows, int64_t at) {
+        back_product<T>(step, p * states.width, vectors, some + at, rows, dh);
         if (f.w_hr || step.t < 0)
-          store_block(step, p * states.width, N, some + at, r(), dh);
+          store_block(step, p * states.width, vectors, some + at, rows, dh);
         else
-          adjoint_block<T, C>(step, p * states.width, N, some + at, r(), dh);
+          adjoint_block<T, C>(step, p * states.width, vectors, some + at, rows, dh);
       });
     if (!f.w_hr || step.t < 0) return;
     if (group.parts > 1) wait_for_all(work);
@@ -198,10 +195,8 @@ void run_adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule
     pack_plain(static_cast<T*>(shared_memory(work, kInputBackPanels)), f.w_ih, depth, s.inputs,
                width(s.inputs), member, plan.members);
   wait_for_all(work);
-  with_vectors(panel_vectors<T>(s.outputs()), [&](auto n) {
-    for_groups(plan, schedule, f.mask, s.batch, member, [&](const Group& group) {
-      walk_adjoint<T, C, n()>(f, schedule, group, back, work, member);
-    });
+  for_groups(plan, schedule, f.mask, s.batch, member, [&](const Group& group) {
+    walk_adjoint<T, C>(f, schedule, group, back, work, member);
   });
   if (!f.dw_hh && !f.dx) return;
   wait_for_all(work);

@@ -27,13 +27,16 @@ struct AdjointUnit {
 };
 
 // kVectors: weight vectors per panel; kSums: accumulators per row; kUnits: unit vectors per panel.
+// The products of the inputs go to the sums from kInputSums on, in the order of the gates, those of
+// the states to the first sums, in the order of `state_gate`.
 //
 // The forward step is `gates`, then `output`. Each is a chain of dependent operations, so the
 // caller runs one for several vectors before the other; values pass from one to the other in the
 // sums.
 struct Lstm {
   static constexpr int kGates = 4, kVectors = 4, kSums = 4, kUnits = 1, kSaved = 4;
-  static constexpr Same x_sum{}, h_sum{};
+  static constexpr int kInputSums = 0;
+  static constexpr int state_gate(int v) { return v; }
 
   template <class T>
   JAXRNN_INLINE static void gates(V<T> (&sum)[kSums], const ForwardUnit<T>& u) {
@@ -74,30 +77,27 @@ struct Lstm {
   }
 };
 
-// Sums: r, z, W_hn h + b_hn, W_in x + b_in. The adjoint stores the cotangents of r, z and of the
-// last two, in this order.
+// Sums: W_hn h + b_hn, r, z, W_in x + b_in. The adjoint stores the cotangents of r, z, the first
+// sum and the last one, in this order.
 struct Gru {
   static constexpr int kGates = 3, kVectors = 3, kSums = 4, kUnits = 1, kSaved = 4;
-  struct Input {
-    constexpr int operator()(int v) const { return v == 2 ? 3 : v; }
-  };
-  static constexpr Input x_sum{};
-  static constexpr Same h_sum{};
+  static constexpr int kInputSums = 1;
+  static constexpr int state_gate(int v) { return (v + 2) % 3; }
 
   template <class T>
   JAXRNN_INLINE static void gates(V<T> (&sum)[kSums], const ForwardUnit<T>&) {
-    sum[0] = sigmoid<T>(sum[0]), sum[1] = sigmoid<T>(sum[1]);
+    sum[1] = sigmoid<T>(sum[1]), sum[2] = sigmoid<T>(sum[2]);
   }
 
   template <class T>
   JAXRNN_INLINE static void output(V<T> (&sum)[kSums], int, const ForwardUnit<T>& u) {
-    const V<T> r = sum[0], z = sum[1], n = tanh<T>(sum[3] + r * sum[2]);
+    const V<T> r = sum[1], z = sum[2], n = tanh<T>(sum[3] + r * sum[0]);
     store(u.y, (T(1) - z) * n + z * load(u.h, u.n), u.n);
     if (u.saved) {
       store(u.saved, r, u.n);
       store(u.saved + u.hidden, z, u.n);
       store(u.saved + 2 * u.hidden, n, u.n);
-      store(u.saved + 3 * u.hidden, sum[2], u.n);
+      store(u.saved + 3 * u.hidden, sum[0], u.n);
     }
   }
 
@@ -117,7 +117,8 @@ struct Gru {
 template <int N>
 struct Rnn {
   static constexpr int kGates = 1, kVectors = N, kSums = N, kUnits = N, kSaved = 1;
-  static constexpr Same x_sum{}, h_sum{};
+  static constexpr int kInputSums = 0;
+  static constexpr int state_gate(int v) { return v; }
 
   template <class T>
   JAXRNN_INLINE static void gates(V<T> (&)[kSums], const ForwardUnit<T>&) {}

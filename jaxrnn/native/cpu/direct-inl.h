@@ -29,8 +29,8 @@ constexpr int units_at_once(int rows, int lanes) {
 
 // acc[r][u] += rows[r] * w[u], lane by lane, over all k.
 template <class T, int R, int U>
-JAXRNN_INLINE void multiply_rows(V<T> (&acc)[R][U], const T* const (&rows)[R],
-                                 const T* const (&w)[U], int64_t depth) {
+JAXRNN_INLINE void add_lanes(V<T> (&acc)[R][U], const T* const (&rows)[R], const T* const (&w)[U],
+                             int64_t depth) {
   constexpr int L = kLanes<T>;
   auto add = [&](auto read) __attribute__((always_inline)) {
     V<T> x[R];
@@ -55,52 +55,50 @@ JAXRNN_INLINE void multiply_rows(V<T> (&acc)[R][U], const T* const (&rows)[R],
   }
 }
 
-// sum[r][lane] += rows[r] * w[lane] for the first `units` of a vector's lanes.
+// sums[r][lane] = bias[lane] + rows[r] * w[lane] for the first `units` of a vector's lanes.
 template <class T, int R>
-JAXRNN_INLINE void add_products(V<T> (&sum)[R], const T* const (&rows)[R], const T* w,
-                                int64_t depth, int64_t units) {
+__attribute__((noinline)) void direct_products(V<T>* sums, const T* const* from, const T* w,
+                                               const T* bias, int64_t depth, int64_t units) {
   constexpr int L = kLanes<T>, U = units_at_once(R, L);
+  const T* rows[R];
+  for (int r = 0; r < R; ++r) rows[r] = from[r];
   V<T> lanes[R][L];
   for (int from = 0; from < L; from += U) {
     const T* own[U];
     for (int u = 0; u < U; ++u) own[u] = w + min<int64_t>(from + u, units - 1) * depth;
     V<T> acc[R][U] = {};
-    multiply_rows<T, R, U>(acc, rows, own, depth);
+    add_lanes<T, R, U>(acc, rows, own, depth);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
       for (int u = 0; u < U; ++u) lanes[r][from + u] = acc[r][u];
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) sum[r] += sum_lanes<T>(lanes[r]);
+  const V<T> start = bias ? load(bias, units) : V<T>{};
+  for (int r = 0; r < R; ++r) sums[r] = start + sum_lanes<T>(lanes[r]);
 }
 
 // Sums of R rows for the units of one panel.
 template <class T, class C, int R>
 __attribute__((noinline)) void direct_block(const ForwardStep<T>& s, int64_t panel,
-                                            const int32_t* active, V<T> (*sum)[C::kSums]) {
+                                            const int32_t* active, V<T> (*sums)[C::kSums]) {
   const Shape& shape = s.f.shape;
   const T *x[R], *h[R];
   for (int r = 0; r < R; ++r) {
     x[r] = s.f.x + (s.t * shape.batch + active[r]) * shape.inputs;
     h[r] = s.h[active[r]];
+    for (int a = 0; a < C::kSums; ++a) sums[r][a] = V<T>{};
   }
-  for (int r = 0; r < R; ++r)
-    for (int a = 0; a < C::kSums; ++a) sum[r][a] = V<T>{};
-  for (int v = 0; v < C::kVectors; ++v) {
-    const int64_t row = first_row<T, C>(panel, v, shape.hidden);
-    const int64_t units = shape.hidden - first_unit<T, C>(panel, v);
+  for (int v = 0; v < C::kVectors; ++v)
     for (bool recurrent : {false, true}) {
-      const T* bias = recurrent ? s.f.b_hh : s.f.b_ih;
+      const int64_t row = first_row<T, C>(panel, recurrent ? C::state_gate(v) : v, shape.hidden);
+      const T* b = recurrent ? s.f.b_hh : s.f.b_ih;
       const T* w = recurrent ? s.f.w_hh : s.f.w_ih;
       const int64_t depth = recurrent ? shape.hidden : shape.inputs;
-      V<T> added[R] = {};
-      add_products<T, R>(added, recurrent ? h : x, w + row * depth, depth, units);
-      const V<T> start = bias ? load(bias + row, units) : V<T>{};
-      const int to = recurrent ? C::h_sum(v) : C::x_sum(v);
-      for (int r = 0; r < R; ++r) sum[r][to] += start + added[r];
+      V<T> added[R];
+      direct_products<T, R>(added, recurrent ? h : x, w + row * depth, b ? b + row : nullptr, depth,
+                            shape.hidden - first_unit<T, C>(panel, v));
+      for (int r = 0; r < R; ++r) sums[r][recurrent ? v : C::kInputSums + v] += added[r];
     }
-  }
 }
 
 // The members divide the units and wait for each other after every step but the last.
@@ -122,9 +120,10 @@ void run_direct(const Forward<T>& f, Workspace& work, int member, int members) {
   for (int64_t i = 0; i < s.steps; ++i) {
     step.t = s.time(i);
     for (int64_t p = p0; p < p1; ++p)
-      for_blocks(s.batch, [&](auto r, int64_t at) {
-        direct_block<T, C, r()>(step, p, rows + at, pending.next());
-        pending.add(step, p, rows + at, r());
+      for_blocks(s.batch, [&](int count, int64_t at) {
+        with_constant<kRows>(
+            count, [&](auto r) { direct_block<T, C, r()>(step, p, rows + at, pending.next()); });
+        pending.add(step, p, rows + at, count);
       });
     pending.finish(step);
     for (int64_t b = 0; b < s.batch; ++b) h[b] = f.ys + (step.t * s.batch + b) * s.hidden;

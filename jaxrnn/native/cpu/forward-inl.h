@@ -32,19 +32,23 @@ template <class T, class C>
 void pack_forward(const Forward<T>& f, T* wx, T* wh, T* bias, int64_t p) {
   constexpr int L = kLanes<T>;
   const Shape& s = f.shape;
-  auto first = [&](int v) { return first_row<T, C>(p, v, s.hidden); };
+  auto gate = [&](int v) { return first_row<T, C>(p, v, s.hidden); };
+  auto state_gate = [&](int v) { return gate(C::state_gate(v)); };
   auto lanes = [&](int v) { return s.hidden - first_unit<T, C>(p, v); };
-  pack_transposed<T, C::kVectors>(wx + p * s.inputs * C::kVectors * L, f.w_ih, s.inputs, first,
-                                  lanes);
-  pack_transposed<T, C::kVectors>(wh + p * s.outputs() * C::kVectors * L, f.w_hh, s.outputs(),
-                                  first, lanes);
+  constexpr int64_t width = C::kVectors * L;
   T* b = bias + p * C::kSums * L;
   copy<T>(b, nullptr, C::kSums * L);
-  for (int v = 0; v < C::kVectors; ++v)
+  for (int v = 0; v < C::kVectors; ++v) {
+    const int64_t inputs = s.inputs, outputs = s.outputs();
+    pack_transposed(wx + p * inputs * width + v * L, f.w_ih + gate(v) * inputs, inputs, width,
+                    lanes(v));
+    pack_transposed(wh + p * outputs * width + v * L, f.w_hh + state_gate(v) * outputs, outputs,
+                    width, lanes(v));
     for (int64_t i = 0; i < min<int64_t>(lanes(v), L); ++i) {
-      if (f.b_ih) b[C::x_sum(v) * L + i] += f.b_ih[first(v) + i];
-      if (f.b_hh) b[C::h_sum(v) * L + i] += f.b_hh[first(v) + i];
+      if (f.b_ih) b[(C::kInputSums + v) * L + i] += f.b_ih[gate(v) + i];
+      if (f.b_hh) b[v * L + i] += f.b_hh[state_gate(v) + i];
     }
+  }
 }
 
 template <class T>
@@ -57,23 +61,22 @@ struct ForwardStep {
   T* m = nullptr;  // (B, H): o tanh(c) before the projection; null without one
 };
 
-// Input projections of R steps (any rows, any t), stored without further computation.
-template <class T, class C, int R>
+// Input projections of `count` steps (any rows, any t), stored without further computation.
+template <class T, class C>
 __attribute__((noinline)) void project_block(const ForwardStep<T>& s, int64_t panel,
-                                             const int32_t* steps, T* out) {
-  constexpr int L = kLanes<T>;
-  V<T> sum[R][C::kSums];
-  const T* rows[R];
-  const T* bias = s.bias + panel * C::kSums * L;
-  for (int r = 0; r < R; ++r) {
-    rows[r] = s.f.x + steps[r] * s.f.shape.inputs;
-    for (int a = 0; a < C::kSums; ++a) sum[r][a] = load(bias + a * L);
+                                             const int32_t* steps, int count, T* out) {
+  constexpr int L = kLanes<T>, N = C::kVectors;
+  V<T> sums[kRows][N];
+  const T* rows[kRows] = {};
+  const T* bias = s.bias + (panel * C::kSums + C::kInputSums) * L;
+  const int64_t inputs = s.f.shape.inputs;
+  for (int r = 0; r < count; ++r) {
+    rows[r] = s.f.x + steps[r] * inputs;
+    for (int v = 0; v < N; ++v) sums[r][v] = load(bias + v * L);
   }
-  multiply<T, R, C::kSums, C::kVectors>(
-      sum, rows, s.wx + panel * s.f.shape.inputs * C::kVectors * L, s.f.shape.inputs, C::x_sum);
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < C::kVectors; ++v)
-      store(out + (r * C::kVectors + v) * L, sum[r][C::x_sum(v)]);
+  multiply<T>(sums[0], rows, count, s.wx + panel * inputs * N * L, N, inputs);
+  for (int r = 0; r < count; ++r)
+    for (int v = 0; v < N; ++v) store(out + (r * N + v) * L, sums[r][v]);
 }
 
 // Sums of rows and panels to which the cell has not been applied yet.
@@ -127,12 +130,13 @@ struct Pending {
   }
 };
 
-// Sums of R rows for the units of one panel; gx holds their projected inputs, or is null.
+// Sums of R rows for the units of one panel; gx holds their projected inputs, or is null. The sums
+// stay in registers from the bias to the last product.
 template <class T, class C, int R>
 __attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel,
                                           const int32_t* active, const T* gx,
                                           V<T> (*done)[C::kSums]) {
-  constexpr int L = kLanes<T>;
+  constexpr int L = kLanes<T>, N = C::kVectors;
   const Shape& shape = s.f.shape;
   V<T> sum[R][C::kSums];
   const T* rows[R];
@@ -145,18 +149,15 @@ __attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < C::kVectors; ++v)
-        sum[r][C::x_sum(v)] = load(gx + (r * C::kVectors + v) * L);
+      for (int v = 0; v < N; ++v) sum[r][C::kInputSums + v] = load(gx + (r * N + v) * L);
   } else {
     for (int r = 0; r < R; ++r)
       rows[r] = s.f.x + (s.t * shape.batch + s.rows[active[r]]) * shape.inputs;
-    multiply<T, R, C::kSums, C::kVectors>(sum, rows, s.wx + panel * shape.inputs * C::kVectors * L,
-                                          shape.inputs, C::x_sum);
+    multiply<T, N>(sum, C::kInputSums, rows, s.wx + panel * shape.inputs * N * L, shape.inputs);
   }
   for (int r = 0; r < R; ++r) rows[r] = s.h[active[r]];
   const int64_t depth = shape.outputs();
-  multiply<T, R, C::kSums, C::kVectors>(sum, rows, s.wh + panel * depth * C::kVectors * L, depth,
-                                        C::h_sum);
+  multiply<T, N>(sum, 0, rows, s.wh + panel * depth * N * L, depth);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -213,8 +214,8 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
           steps[n++] = int32_t(s.time(k) * s.batch + group.rows[active[j]]);
       }
       for (int64_t p = p0; p < p1; ++p)
-        for_blocks(n, [&](auto r, int64_t at) {
-          project_block<T, C, r()>(step, p, steps + at, gx + ((p - p0) * capacity + at) * width);
+        for_blocks(n, [&](int rows, int64_t at) {
+          project_block<T, C>(step, p, steps + at, rows, gx + ((p - p0) * capacity + at) * width);
         });
       projected = 0;
     }
@@ -225,10 +226,12 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
       if (f.c0) copy(f.c_last + own, f.c_initial + own, units.size());
     }
     for (int64_t p = p0; p < p1; ++p)
-      for_blocks(count, [&](auto r, int64_t at) {
+      for_blocks(count, [&](int rows, int64_t at) {
         const T* own = gx ? gx + ((p - p0) * capacity + projected + at) * width : nullptr;
-        step_block<T, C, r()>(step, p, active + at, own, pending.next());
-        pending.add(step, p, active + at, r());
+        with_constant<kRows>(rows, [&](auto r) {
+          step_block<T, C, r()>(step, p, active + at, own, pending.next());
+        });
+        pending.add(step, p, active + at, rows);
       });
     pending.finish(step);
     projected += count;

@@ -10,7 +10,10 @@ using namespace jaxrnn;
 
 enum { kBackPanels, kInputBackPanels, kProjectionBackPanels };
 
-// out[r][columns of the panel] += sum over k of a[k][r] * panel[k], or = for the first sums.
+constexpr int64_t kDepth = 128;  // steps whose outer products are summed before they are stored
+
+// out[r][columns of the panel] += sum over k of a[k][r] * panel[k], or = for the first sums. Its
+// own loop, because the elements of a are adjacent.
 template <class T, int R, int N>
 __attribute__((noinline)) void add_outer_products(T* out, int64_t stride, int64_t columns,
                                                   const T* a, const T* panel, int64_t depth,
@@ -34,8 +37,6 @@ __attribute__((noinline)) void add_outer_products(T* out, int64_t stride, int64_
       store(p, first ? sum[r][v] : load(p, n) + sum[r][v], n);
     }
 }
-
-constexpr int64_t kDepth = 128;  // steps whose outer products are summed before they are stored
 
 // Gradients of one weight matrix (G H rows, `columns` columns) and of its bias, for rows [m0, m1):
 // the sum over all steps of column m of the cotangents (from `offset` on) times the input.
@@ -62,6 +63,7 @@ void add_rows(const WeightGradient<T>& g, int64_t m, int64_t count, Source cotan
   T total[R] = {};
   for (int64_t k = 0; k < count; ++k) {
     const T* from = cotangents(k);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) total[r] += a[k * R + r] = from[r];
   }
   if (g.db)
@@ -80,9 +82,11 @@ template <class T, class Source>
 void add_steps(const WeightGradient<T>& g, int64_t begin, int64_t end, int64_t count,
                Source cotangents, T* a, bool first) {
   if (end <= begin) return;
-  for_blocks(end - begin, [&](auto r, int64_t at) {
+  for_blocks(end - begin, [&](int rows, int64_t at) {
     const int64_t m = begin + at;
-    add_rows<T, r()>(g, m, count, [&](int64_t k) { return cotangents(k) + m; }, a, first);
+    with_constant<kRows>(rows, [&](auto r) {
+      add_rows<T, r()>(g, m, count, [&](int64_t k) { return cotangents(k) + m; }, a, first);
+    });
   });
 }
 
@@ -164,27 +168,29 @@ void weight_gradients(const Adjoint<T>& f, const Plan& plan, const Schedule& sch
   }
 }
 
-template <class T, int N, int R>
-__attribute__((noinline)) void input_block(const Adjoint<T>& f, const T* panels, int64_t panel,
-                                           const int64_t (&at)[kRows]) {
+// Cotangents of the inputs of `block` steps, for the columns of one panel.
+template <class T>
+__attribute__((noinline)) void input_block(const Adjoint<T>& f, const T* panels, int64_t column,
+                                           int vectors, const int64_t (&at)[kRows], int block) {
   constexpr int L = kLanes<T>;
   const int64_t H = f.shape.hidden, inputs = f.shape.inputs;
   const int64_t count = gates(f.cell) * H, saved = saved_gates(f.cell) * H;
-  const T* own = panels + panel * count * N * L;
-  V<T> sum[R][N] = {};
-  const T* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = f.gates + at[r] * saved;
+  const T* own = panels + column * count;
+  V<T> sums[kRows * 4];
+  const T* rows[kRows] = {};
+  for (int r = 0; r < block; ++r) rows[r] = f.gates + at[r] * saved;
+  for (int i = 0; i < block * vectors; ++i) sums[i] = V<T>{};
   // The GRU's cotangents of W_in x + b_in are not adjacent to those of the first two gates.
   const int64_t first = saved > count ? 2 * H : count;
   for (int64_t done = 0, depth = first; done < count; done += depth, depth = count - first) {
     if (done > 0)
-      for (int r = 0; r < R; ++r) rows[r] += 3 * H;
-    multiply<T, R, N, N>(sum, rows, own + done * N * L, depth, Same());
+      for (int r = 0; r < block; ++r) rows[r] += 3 * H;
+    multiply<T>(sums, rows, block, own + done * vectors * L, vectors, depth);
   }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < N; ++v) {
-      const int64_t i = (panel * N + v) * L;
-      if (i < inputs) store(f.dx + at[r] * inputs + i, sum[r][v], inputs - i);
+  for (int r = 0; r < block; ++r)
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t i = column + v * L;
+      if (i < inputs) store(f.dx + at[r] * inputs + i, sums[r * vectors + v], inputs - i);
     }
 }
 
@@ -200,20 +206,17 @@ void input_gradient(const Adjoint<T>& f, const Plan& plan, const Schedule& sched
   // The runs of steps are short enough that their cotangents stay in the cache for all panels.
   constexpr int64_t length = 4 * kRows;
   const int64_t runs = ceil_div(schedule.count, length);
-  with_vectors(panel_vectors<T>(s.inputs), [&](auto n) {
-    constexpr int N = n();
-    const int64_t count = ceil_div(s.inputs, N * kLanes<T>);
-    for (int64_t run = runs * member / members; run < runs * (member + 1) / members; ++run)
-      for (int64_t p = 0; p < count; ++p)
-        for_blocks(min(length, schedule.count - run * length), [&](auto r, int64_t at) {
-          int64_t steps[kRows];
-          for (int i = 0; i < r(); ++i) {
-            const int64_t k = run * length + at + i;
-            steps[i] = schedule.steps ? schedule.steps[k] : k;
-          }
-          input_block<T, N, r()>(f, panels, p, steps);
-        });
-  });
+  const int vectors = panel_vectors<T>(s.inputs);
+  for (int64_t run = runs * member / members; run < runs * (member + 1) / members; ++run)
+    for (int64_t column = 0; column < s.inputs; column += vectors * kLanes<T>)
+      for_blocks(min(length, schedule.count - run * length), [&](int rows, int64_t at) {
+        int64_t steps[kRows];
+        for (int r = 0; r < rows; ++r) {
+          const int64_t k = run * length + at + r;
+          steps[r] = schedule.steps ? schedule.steps[k] : k;
+        }
+        input_block<T>(f, panels, column, vectors, steps, rows);
+      });
 }
 
 }  // namespace

@@ -9,48 +9,43 @@ using namespace jaxrnn;
 
 template <class T>
 void pack_weights(const Packing<T>& p) {
-  constexpr int L = kLanes<T>;
-  with_vectors(panel_vectors<T>(p.columns), [&](auto n) {
-    constexpr int N = n();
-    const int64_t used = ceil_div(p.columns, N * L) * N * L * p.depth;
-    copy<T>(p.panels + used, nullptr, packed_size(p.depth, p.columns) - used);
-    if (!p.transposed) return pack_plain(p.panels, p.w, p.depth, p.columns, int64_t(N) * L, 0, 1);
-    for (int64_t at = 0; at < p.columns; at += N * L)
-      pack_transposed<T, N>(
-          p.panels + at * p.depth, p.w, p.depth,
-          [&](int v) { return min(at + v * L, p.columns - 1); },
-          [&](int v) { return p.columns - at - v * L; });
-  });
+  const int64_t width = panel_vectors<T>(p.columns) * kLanes<T>;
+  const int64_t used = ceil_div(p.columns, width) * width * p.depth;
+  copy<T>(p.panels + used, nullptr, packed_size(p.depth, p.columns) - used);
+  if (!p.transposed) return pack_plain(p.panels, p.w, p.depth, p.columns, width, 0, 1);
+  for (int64_t first = 0; first < p.columns; first += width)
+    for (int64_t at = 0; at < width; at += kLanes<T>)
+      pack_transposed(p.panels + first * p.depth + at, p.w + (first + at) * p.depth, p.depth, width,
+                      p.columns - first - at);
 }
 
-// Adds the products of `depth` features from `k` on to R rows of one panel's columns, or begins
+// Adds the products of `depth` features from `k` on to a block of one panel's columns, or begins
 // with them and the bias.
-template <class T, int N, int R>
+template <class T, int N>
 __attribute__((noinline)) void matmul_block(const Matmul<T>& p, int64_t panel, int64_t row,
-                                            int64_t k, int64_t depth) {
+                                            int count, int64_t k, int64_t depth) {
   constexpr int L = kLanes<T>;
   const int64_t at = row * p.columns + panel * N * L;
   T* y = p.y + at;
   const T* before = k > 0 ? y : p.addend ? p.addend + at : nullptr;
   const int64_t columns = p.columns - panel * N * L;
-  const T* rows[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
+  const T* rows[kRows] = {};
+  V<T> sums[kRows][N];
+  for (int r = 0; r < count; ++r) {
     rows[r] = p.a + (row + r) * p.depth + k;
+    for (int v = 0; v < N; ++v) sums[r][v] = V<T>{};
     // The rows of y are far from each other; without this, each store waits for its line.
     for (int v = 0; v < N && v * L < columns; ++v) __builtin_prefetch(y + r * p.columns + v * L, 1);
   }
-  V<T> sum[R][N] = {};
-  multiply<T, R, N, N>(sum, rows, p.panels + (panel * p.depth + k) * N * L, depth, Same());
+  multiply<T>(sums[0], rows, count, p.panels + (panel * p.depth + k) * N * L, N, depth);
 #pragma GCC unroll 4
   for (int v = 0; v < N; ++v) {
     const int64_t left = columns - v * L;
     if (left > 0) {
       const V<T> bias = p.bias && k == 0 ? load(p.bias + (p.columns - left), left) : V<T>{};
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
+      for (int r = 0; r < count; ++r) {
         const int64_t i = r * p.columns + v * L;
-        V<T> value = sum[r][v] + bias;
+        V<T> value = sums[r][v] + bias;
         if (before) value += load(before + i, left);
         store(y + i, value, left);
       }
@@ -73,8 +68,8 @@ void run_matmul(const Matmul<T>& p, int member, int members) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t run = i / panels, first = p.rows * run / runs;
       for (int64_t k = 0; k < p.depth; k += most)
-        for_blocks(p.rows * (run + 1) / runs - first, [&](auto r, int64_t at) {
-          matmul_block<T, N, r()>(p, i % panels, first + at, k, min(most, p.depth - k));
+        for_blocks(p.rows * (run + 1) / runs - first, [&](int count, int64_t at) {
+          matmul_block<T, N>(p, i % panels, first + at, count, k, min(most, p.depth - k));
         });
     }
   });

@@ -28,13 +28,13 @@ JAXRNN_INLINE void with_constant(int n, F&& f) {
   f(std::integral_constant<int, N>());
 }
 
-// Cuts `count` rows into blocks of nearly equal size.
+// Cuts `count` rows into blocks of nearly equal size and calls f(rows, first) for each.
 template <class F>
 JAXRNN_INLINE void for_blocks(int64_t count, F&& f) {
   const int64_t blocks = ceil_div(count, kRows);
   for (int64_t i = 0, at = 0; i < blocks; ++i) {
     const int64_t n = (count - at) / (blocks - i) + ((count - at) % (blocks - i) != 0);
-    with_constant<kRows>(int(n), [&](auto rows) { f(rows, at); });
+    f(int(n), at);
     at += n;
   }
 }
@@ -56,11 +56,11 @@ JAXRNN_INLINE void with_vectors(int n, F&& f) {
   f(std::integral_constant<int, 1>());
 }
 
-// acc[r][Map(v)] += sum over k of rows[r][k] * panel[k][v]. With few accumulators, each is split
-// over k to shorten the chains of dependent additions.
-template <class T, int R, int A, int N, class Map>
-JAXRNN_INLINE void multiply(V<T> (&acc)[R][A], const T* const (&rows)[R], const T* panel,
-                            int64_t depth, Map map) {
+// acc[r][first + v] += sum over k of rows[r][k] * panel[k][v], for N vectors. With few
+// accumulators, each is split over k to shorten the chains of dependent additions.
+template <class T, int N, int R, int A>
+JAXRNN_INLINE void multiply(V<T> (&acc)[R][A], int first, const T* const (&rows)[R], const T* panel,
+                            int64_t depth) {
   constexpr int L = kLanes<T>;
   constexpr int split = R * N >= 8 ? 1 : R * N >= 4 ? 2 : 4;
   int64_t k = 0;
@@ -80,43 +80,77 @@ JAXRNN_INLINE void multiply(V<T> (&acc)[R][A], const T* const (&rows)[R], const 
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < N; ++v) acc[r][map(v)] += part[s][r][v];
+        for (int v = 0; v < N; ++v) acc[r][first + v] += part[s][r][v];
   }
   for (; k < depth; ++k)
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) {
       const V<T> w = load(panel + (k * N + v) * L);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) acc[r][map(v)] += rows[r][k] * w;
+      for (int r = 0; r < R; ++r) acc[r][first + v] += rows[r][k] * w;
     }
 }
 
-struct Same {
-  constexpr int operator()(int v) const { return v; }
+// sums[r][v] += the products of R rows with a panel of N vectors: one copy of the code for all
+// callers, which reads and writes the sums once.
+template <class T, int R, int N>
+__attribute__((noinline)) void multiply_block(V<T>* sums, const T* const* from, const T* panel,
+                                              int64_t depth) {
+  const T* rows[R];
+  V<T> acc[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    rows[r] = from[r];
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) acc[r][v] = sums[r * N + v];
+  }
+  multiply<T, N>(acc, 0, rows, panel, depth);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) sums[r * N + v] = acc[r][v];
+}
+
+// Panels have at most 4 vectors.
+template <class T>
+struct Products {
+  void (*of[kRows * 4])(V<T>*, const T* const*, const T*, int64_t);
 };
 
-// panel[k][v][lane] = w[first(v) + lane][k], 0 beyond `lanes(v)`: the columns of a transposed
-// matrix.
-template <class T, int N, class First, class Lanes>
-void pack_transposed(T* panel, const T* w, int64_t depth, First first, Lanes lanes) {
+template <class T, int... I>
+constexpr Products<T> products(std::integer_sequence<int, I...>) {
+  return {{multiply_block<T, I / 4 + 1, I % 4 + 1>...}};
+}
+
+template <class T>
+constexpr Products<T> kProducts = products<T>(std::make_integer_sequence<int, kRows * 4>());
+
+template <class T>
+JAXRNN_INLINE void multiply(V<T>* sums, const T* const* rows, int count, const T* panel,
+                            int vectors, int64_t depth) {
+  kProducts<T>.of[(count - 1) * 4 + vectors - 1](sums, rows, panel, depth);
+}
+
+// panel[k][lane] = w[lane][k], 0 beyond `lanes`, with `width` elements from one k to the next: a
+// vector of columns of a transposed matrix.
+template <class T>
+__attribute__((noinline)) void pack_transposed(T* panel, const T* w, int64_t depth, int64_t width,
+                                               int64_t lanes) {
   constexpr int L = kLanes<T>;
-  for (int v = 0; v < N; ++v) {
-    const int64_t n = min<int64_t>(lanes(v), L);
-    const T* from = w + first(v) * depth;
-    int64_t k = 0;
-    for (; n == L && k + L <= depth; k += L) {
-      V<T> square[L];
+  const int64_t n = min<int64_t>(lanes, L);
+  int64_t k = 0;
+  for (; n == L && k + L <= depth; k += L) {
+    V<T> square[L];
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) square[i] = load(from + i * depth + k);
-      transpose<T>(square);
+    for (int i = 0; i < L; ++i) square[i] = load(w + i * depth + k);
+    transpose<T>(square);
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) store(panel + ((k + i) * N + v) * L, square[i]);
-    }
-    for (; k < depth; ++k) {
-      T* to = panel + (k * N + v) * L;
-      for (int64_t i = 0; i < n; ++i) to[i] = from[i * depth + k];
-      for (int64_t i = n < 0 ? 0 : n; i < L; ++i) to[i] = 0;
-    }
+    for (int i = 0; i < L; ++i) store(panel + (k + i) * width, square[i]);
+  }
+  for (; k < depth; ++k) {
+    T* to = panel + k * width;
+    for (int64_t i = 0; i < n; ++i) to[i] = w[i * depth + k];
+    for (int64_t i = n < 0 ? 0 : n; i < L; ++i) to[i] = 0;
   }
 }
 

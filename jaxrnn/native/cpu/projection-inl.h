@@ -11,47 +11,32 @@ namespace {
 
 using namespace jaxrnn;
 
-// out[r][v] = products of R rows with one panel.
-template <class T, int R, int N>
-__attribute__((noinline)) void multiply_block(const T* const (&rows)[R], const T* panel,
-                                              int64_t depth, V<T>* out) {
-  V<T> sum[R][N] = {};
-  multiply<T, R, N, N>(sum, rows, panel, depth, Same());
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) out[r * N + v] = sum[r][v];
-}
-
 // Multiplies the rows `row(k)`, k < count, with the panels of a share, and calls
 // f(first column, vectors, first k, rows, products) for each block.
 template <class T, class Row, class F>
 void for_products(const Share& share, const T* panels, int64_t depth, int64_t count, Row row,
                   F&& f) {
-  with_vectors(int(share.width / kLanes<T>), [&](auto n) {
-    V<T> out[kRows * n()];
-    for (int64_t p = share.p0; p < share.p1; ++p)
-      for_blocks(count, [&](auto r, int64_t at) {
-        const T* rows[r()];
-        for (int i = 0; i < r(); ++i) rows[i] = row(at + i);
-        multiply_block<T, r(), n()>(rows, panels + p * depth * share.width, depth, out);
-        f(p * share.width, n(), at, r(), out);
-      });
-  });
+  const int vectors = int(share.width / kLanes<T>);
+  for (int64_t p = share.p0; p < share.p1; ++p)
+    for_blocks(count, [&](int n, int64_t at) {
+      const T* rows[kRows] = {};
+      V<T> sums[kRows * 4];
+      for (int r = 0; r < n; ++r) rows[r] = row(at + r);
+      for (int i = 0; i < n * vectors; ++i) sums[i] = V<T>{};
+      multiply<T>(sums, rows, n, panels + p * depth * share.width, vectors, depth);
+      f(p * share.width, vectors, at, n, sums);
+    });
 }
 
 // Packs W_hr (P, H) for products with m.
 template <class T>
 void pack_projection(T* panels, const Forward<T>& f, int member, int members) {
   const int64_t P = f.shape.projected, H = f.shape.hidden;
-  with_vectors(panel_vectors<T>(P), [&](auto n) {
-    constexpr int L = kLanes<T>, N = n();
-    for (int64_t p = member; p * N * L < P; p += members) {
-      auto first = [&](int v) { return (p * N + v) * L; };
-      pack_transposed<T, N>(panels + p * H * N * L, f.w_hr, H, first,
-                            [&](int v) { return P - first(v); });
-    }
-  });
+  const int64_t width = panel_vectors<T>(P) * kLanes<T>;
+  for (int64_t p = member; p * width < P; p += members)
+    for (int64_t at = 0; at < width; at += kLanes<T>)
+      pack_transposed(panels + p * width * H + at, f.w_hr + (p * width + at) * H, H, width,
+                      P - p * width - at);
 }
 
 // The share's part of h = W_hr m, for the active rows of a step.
