@@ -56,6 +56,8 @@ class Case(NamedTuple):
     reverse: bool = True
     products: bool = True
     """Its products are operations of JAX, and its answer is the sequential one."""
+    devices: bool = True
+    """Runs a GRU in the programs for several devices, each of which is a process of its own."""
 
 
 # A strategy that is made of others adds the same to each cell's formulas.
@@ -63,7 +65,7 @@ FEW = ("gru", "lstm", "user", "gru without bias", "lstm with projection")
 SWEEPS = {"burn_in": 1, "max_sweeps": 4}  # as many as chunks, so no answer is the sequential one
 
 STRATEGIES = {
-    "Reference": Case(strategies.Reference()),  # the oracle itself
+    "Reference": Case(strategies.Reference(), devices=False),  # the oracle itself
     "Scan": Case(strategies.Scan()),
     # Unrolling changes no formula.
     "Scan(unroll=3)": Case(
@@ -72,10 +74,11 @@ STRATEGIES = {
         resets=False,
         reverse=False,
         products=False,
+        devices=False,
     ),
     "Native": Case(strategies.Native(), kernel=True, reverse=False, products=False),
     "Native, reversed": Case(
-        Flipped(strategies.Native()), kernel=True, reverse=False, products=False
+        Flipped(strategies.Native()), kernel=True, reverse=False, products=False, devices=False
     ),
     "Checkpoint": Case(strategies.Checkpoint(steps=4), variants=FEW),
     "Shooting": Case(
@@ -87,8 +90,11 @@ STRATEGIES = {
         variants=FEW,
         reverse=False,
         products=False,
+        devices=False,
     ),
-    "AssociativeScan": Case(strategies.AssociativeScan(), variants=("min_gru",), products=False),
+    "AssociativeScan": Case(
+        strategies.AssociativeScan(), variants=("min_gru",), products=False, devices=False
+    ),
 }
 
 

@@ -403,9 +403,7 @@ def _sum(cell, weights, x, carry):
 
 
 # As text, for programs in processes of their own.
-EACH = ", ".join(
-    repr(STRATEGIES[name].strategy) for name in ("Scan", "Native", "Checkpoint", "Shooting")
-)
+EACH = ", ".join(repr(case.strategy) for case in STRATEGIES.values() if case.devices)
 
 DEVICES = """
 from functools import partial
