@@ -51,25 +51,31 @@ def of_state(
     return lambda h: linear_map.apply(Projection(precision), fixed, h.astype(hh.dtype))
 
 
-def onto_inputs(
-    weights: Weights, x: Array, gx: Array, carry: Carry, precision: lax.PrecisionLike
+def of_both(
+    weights: Weights, x: Array, carry: Carry, precision: lax.PrecisionLike
 ) -> Callable[[Array, Array], Array] | None:
-    """(h, t) -> gx_t + W_hh h + b_hh, which JAX need not differentiate; None if XLA is faster.
+    """(h, t) -> W_ih x_t + b_ih + W_hh h + b_hh, which JAX need not differentiate.
 
-    The kernel reads gx_t where it is. XLA would read it in the loops over the gates, which it then
-    does not vectorise.
+    None if XLA is faster. The kernel adds both products of a step, so the projections of the whole
+    sequence are not kept. XLA would read those in the loops over the gates, which it then does not
+    vectorise.
     """
-    hh = weights.hh
-    if hh is None or not _is_known(x) or gx.shape[2] != hh.shape[0]:
+    hh, ih, dtype = weights.hh, weights.ih, carry[0].dtype
+    if hh is None or not _is_known(x):
+        return None
+    if x.shape[2] != ih.shape[1] or ih.shape[0] != hh.shape[0] or ih.dtype != dtype:
         return None
     if not _kernel_multiplies(hh, x.shape[1], x, carry):
         return None
-    packed = products.pack(products.Packing(transposed=True), hh)
-    bias = _in_dtype(weights.b_hh, hh.dtype)
+    x = x.astype(dtype)
+    transposed = products.Packing(transposed=True)
+    of_input, of_state = ((w.T, products.pack(transposed, w)) for w in (ih, hh))
+    b_ih, b_hh = (_in_dtype(b, dtype) for b in (weights.b_ih, weights.b_hh))
+    bias = b_hh if b_ih is None else b_ih if b_hh is None else b_ih + b_hh
 
     def run(h: Array, t: Array) -> Array:
-        h = h if weights.mask is None else (h * weights.mask).astype(hh.dtype)
-        return products.multiply(precision, h, hh.T, packed, bias, gx, t)
+        h = h if weights.mask is None else (h * weights.mask).astype(dtype)
+        return products.multiply(precision, h, *of_state, bias, products.Step(x, t, *of_input))
 
     return run
 

@@ -50,21 +50,37 @@ def _pack_on_cpu(call: Packing, weight: Array) -> Array:
     return run(weight, build=np.int32(0), transposed=call.transposed)
 
 
+class Step(NamedTuple):
+    """Step t of a sequence x (T, B, I), to be multiplied with a weight (I, N), also given packed."""
+
+    x: Any
+    t: Any
+    weight: Any
+    packed: Any
+
+
 def plain(
     precision: lax.PrecisionLike,
     rows: Array,
     weight: Array,
     packed: Any = None,
     bias: Array | None = None,
-    sequence: Array | None = None,
-    t: Array | None = None,
+    step: Step | None = None,
 ) -> Array:
     """`multiply` as operations of JAX; the kernel always multiplies at full precision."""
-    dims = (((1,), (0,)), ((), ()))
-    y = lax.dot_general(rows, weight, dims, precision=precision, preferred_element_type=rows.dtype)
+
+    def product(rows: Array, weight: Array) -> Array:
+        dims, dtype = (((1,), (0,)), ((), ())), rows.dtype
+        return lax.dot_general(
+            rows, weight, dims, precision=precision, preferred_element_type=dtype
+        )
+
+    y = product(rows, weight)
     if bias is not None:
         y = y + jnp.broadcast_to(bias, y.shape)
-    return y if sequence is None else y + lax.dynamic_index_in_dim(sequence, t, keepdims=False)
+    if step is None:
+        return y
+    return y + product(lax.dynamic_index_in_dim(step.x, step.t, keepdims=False), step.weight)
 
 
 def _multiply_on_cpu(
@@ -73,22 +89,21 @@ def _multiply_on_cpu(
     weight: Array,
     packed: Array,
     bias: Array | None = None,
-    sequence: Array | None = None,
-    t: Array | None = None,
+    step: Step | None = None,
 ) -> Array:
     like = jax.ShapeDtypeStruct((rows.shape[0], weight.shape[1]), rows.dtype)
     absent = jnp.zeros((0,), rows.dtype)
-    bias, sequence = (absent if a is None else a for a in (bias, sequence))
-    step = jnp.zeros((), jnp.int32) if t is None else t.astype(jnp.int32)
+    bias = absent if bias is None else bias
+    x, t, _, x_packed = step or Step(absent, jnp.zeros((), jnp.int32), absent, absent)
     run = jax.ffi.ffi_call(native.MULTIPLY, like)
-    return run(rows, packed, bias, sequence, step, build=np.int32(0))
+    return run(rows, packed, bias, x, t.astype(jnp.int32), x_packed, build=np.int32(0))
 
 
 def _rows_of_product(
-    call: Any, rows: Any, weight: Any, packed: Any, bias: Any = None, *of_steps: Any
+    call: Any, rows: Any, weight: Any, packed: Any, bias: Any = None, step: Any = None
 ) -> Any:
     shared = jax.tree.map(lambda _: NO_ROWS, (weight, packed, bias))
-    return (0, *shared, *jax.tree.map(lambda a: 1 if a.ndim else NO_ROWS, of_steps)), 0
+    return (0, *shared, step and Step(1, NO_ROWS, NO_ROWS, NO_ROWS)), 0
 
 
 pack = primitive.make_primitive(
@@ -105,9 +120,9 @@ multiply = primitive.make_primitive(
     {"cpu": primitive.Kernel(_multiply_on_cpu)},
     _rows_of_product,
 )
-"""`multiply(precision, rows, weight, packed, bias=None, sequence=None, t=None)`.
+"""`multiply(precision, rows, weight, packed, bias=None, step=None)`.
 
-Rows (B, K) times weight (K, N), plus the bias (N,), plus step t of the sequence (T, B, N).
+Rows (B, K) times weight (K, N), plus the bias (N,), plus the product of a `Step`.
 """
 
 

@@ -151,11 +151,14 @@ class ScanRecurrence(Recurrence):
         self, weights: Weights, x: Array, carry: Carry, mask: Array | None, *, save: bool
     ) -> tuple[Array, Carry, Any, Any]:
         dtype = carry[0].dtype
-        gx = projections.of_inputs(weights, x, carry, self.precision)
-        sums = None
+        gx: Any = None
+        sums: Any = None
+        recurrent: Any = None
         if self.cell.additive:
-            sums = projections.onto_inputs(weights, x, gx, carry, self.precision)
-        recurrent: Any = self._recurrent(weights, x, carry) if sums is None else None
+            sums = projections.of_both(weights, x, carry, self.precision)
+        if sums is None:
+            gx = projections.of_inputs(weights, x, carry, self.precision)
+            recurrent = self._recurrent(weights, x, carry)
 
         def step(carry: Carry, inputs: Any):
             gx_t, mask_t = inputs

@@ -178,6 +178,8 @@ int check_products(int64_t rows, int64_t depth, int64_t columns, bool transposed
   };
   const std::vector<T> a = draw(rows * depth, 1), w = draw(depth * columns, depth);
   const std::vector<T> bias = draw(columns, 1), b = draw(rows * columns, rows);
+  const int64_t inputs = transposed ? 5 : 0;
+  const std::vector<T> x = draw(rows * inputs, 1), v = draw(inputs * columns, 1);
   const int64_t w_row = transposed ? 1 : columns, w_column = transposed ? depth : 1;
   // The largest error of x, an (m, n) matrix, as a sum of `count` products.
   auto worst = [](const std::vector<T>& x, int64_t n, int64_t count, auto start, auto term) {
@@ -193,14 +195,16 @@ int check_products(int64_t rows, int64_t depth, int64_t columns, bool transposed
   for (const Build* build : builds()) {
     std::vector<T> panels(size_t(packed_size(depth, columns)));
     jaxrnn::run(*build, Packing<T>{depth, columns, transposed, w.data(), panels.data()});
+    std::vector<T> x_panels(size_t(packed_size(inputs, columns)));
+    jaxrnn::run(*build, Packing<T>{inputs, columns, false, v.data(), x_panels.data()});
     for (int threads : {1, 2, 5})
       for (int idle : {0, threads}) {
         std::vector<T> y(b.size()), dw(w.size()), db(static_cast<size_t>(depth));
         Threads workers(threads, idle), others(threads, idle);
         jaxrnn::run(*build,
                     Matmul<T>{rows, depth, columns, a.data(), panels.data(),
-                              transposed ? bias.data() : nullptr, transposed ? nullptr : b.data(),
-                              y.data()},
+                              transposed ? bias.data() : nullptr, y.data(), inputs,
+                              inputs ? x.data() : nullptr, x_panels.data()},
                     workers.pool);
         jaxrnn::run(*build,
                     OuterProducts<T>{rows, depth, columns, a.data(), b.data(), dw.data(),
@@ -211,7 +215,11 @@ int check_products(int64_t rows, int64_t depth, int64_t columns, bool transposed
             worst(
                 y, columns, depth,
                 [&](int64_t i) {
-                  return double(transposed ? bias[size_t(i % columns)] : b[size_t(i)]);
+                  double start = transposed ? bias[size_t(i % columns)] : T(0);
+                  for (int64_t k = 0; k < inputs; ++k)
+                    start += double(x[size_t(i / columns * inputs + k)]) *
+                             double(v[size_t(k * columns + i % columns)]);
+                  return start;
                 },
                 [&](int64_t r, int64_t c, int64_t k) {
                   return double(a[size_t(r * depth + k)]) *

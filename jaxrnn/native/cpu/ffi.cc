@@ -167,20 +167,22 @@ bool of_other_type(const ffi::AnyBuffer& a, const ffi::AnyBuffer& like) {
   return a.element_type() != like.element_type();
 }
 
-// The addend is step t of `sequence` (T, rows, columns), which need not be given.
-ffi::Error matmul(ffi::ThreadPool threads, int32_t build, In a, In panels, In bias, In sequence,
-                  ffi::Buffer<ffi::S32> t, Out y) {
-  if (of_other_type(panels, a) || of_other_type(bias, a) || of_other_type(sequence, a))
+// The bias and x (T, rows, inputs), of which step t is multiplied, may be empty.
+ffi::Error matmul(ffi::ThreadPool threads, int32_t build, In a, In panels, In bias, In x,
+                  ffi::Buffer<ffi::S32> t, In x_panels, Out y) {
+  if (of_other_type(panels, a) || of_other_type(bias, a) || of_other_type(x, a) ||
+      of_other_type(x_panels, a))
     return ffi::Error::InvalidArgument("jaxrnn's kernel multiplies arrays of one type.");
   return by_type(a.element_type(), [&](auto zero) {
     using T = decltype(zero);
     const int64_t rows = a.dimensions()[0], columns = y->dimensions()[1];
-    const T* addend = data<T>(sequence);
-    if (addend) addend += int64_t(*t.typed_data()) * rows * columns;
+    const T* now = data<T>(x);
+    const int64_t inputs = now ? x.dimensions()[2] : 0;
+    if (now) now += int64_t(*t.typed_data()) * rows * inputs;
     want_huge_pages(*y);
     run(build_named(build),
         Matmul<T>{rows, a.dimensions()[1], columns, data<T>(a), data<T>(panels), data<T>(bias),
-                  addend, data<T>(*y)},
+                  data<T>(*y), inputs, now, data<T>(x_panels)},
         pool_of(threads));
   });
 }
@@ -289,6 +291,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_matmul, jaxrnn::matmul,
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<jaxrnn::In>()
                                   .Ret<xla::ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_outer, jaxrnn::outer,

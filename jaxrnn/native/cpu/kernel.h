@@ -75,13 +75,15 @@ struct Packing {
   T* panels;
 };
 
-// y (rows, columns) = a (rows, depth) times packed weights, plus the bias (columns) and the addend
-// (rows, columns) if they are not null.
+// y (rows, columns) = a (rows, depth) times packed weights, plus the bias (columns) and x (rows,
+// inputs) times other packed weights, where they are not null.
 template <class T>
 struct Matmul {
   int64_t rows, depth, columns;
-  const T *a, *panels, *bias, *addend;
+  const T *a, *panels, *bias;
   T* y;
+  int64_t inputs;
+  const T *x, *input_panels;
 };
 
 // dw (features, columns) = a^T b, and db (features), the sum of a's rows, if it is not null; a has

@@ -215,7 +215,7 @@ void run(const Build& build, const Packing<T>& call) {
 template <class T>
 void run(const Build& build, const Matmul<T>& call, const Pool& pool) {
   run_job(
-      pool, seconds_of_product(call.rows, call.depth, call.columns),
+      pool, seconds_of_product(call.rows, call.depth + call.inputs, call.columns),
       [&](Workspace&, int member, int members) { table<T>(build).matmul(call, member, members); });
 }
 
