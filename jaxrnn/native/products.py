@@ -51,7 +51,7 @@ def _pack_on_cpu(call: Packing, weight: Array) -> Array:
 
 
 class Step(NamedTuple):
-    """Step t of a sequence x (T, B, I), to be multiplied with a weight (I, N), also given packed."""
+    """Step t of a sequence x (T, B, I), and the weight (I, N) to multiply it with, also packed."""
 
     x: Any
     t: Any

@@ -62,6 +62,7 @@ void for_groups(const Plan& plan, const Schedule& schedule, const uint8_t* mask,
 
 template <class T>
 void copy(T* to, const T* from, int64_t n) {
+  if (n == 0) return;  // an empty array may be null
   if (from)
     __builtin_memcpy(to, from, n * sizeof(T));
   else
