@@ -127,7 +127,12 @@ double seconds_of_work(CellKind cell, const Shape& shape, int passes) {
   return double(passes) * double(shape.steps * shape.batch) * products / 40e9;
 }
 
-int threads_for(double work, const Pool& pool) { return work < 60e-6 ? 1 : pool.threads; }
+// Waking a thread takes 5 to 20 microseconds, and a product in a loop wakes one at every step.
+constexpr double kLeastCall = 60e-6, kLeastProduct = 90e-6;
+
+int threads_for(double work, const Pool& pool, double least = kLeastCall) {
+  return work < least ? 1 : pool.threads;
+}
 
 // Wait for other threads for at most a tenth of the time that one thread alone would need.
 std::chrono::microseconds patience(double work) {
@@ -170,20 +175,20 @@ bool is_direct(const Forward<T>& call) {
 
 // Runs job(workspace, member, members) without shared memory.
 template <class Job>
-void run_job(const Pool& pool, double work, Job job) {
+void run_job(const Pool& pool, double work, double least, Job job) {
   std::unique_ptr<Workspace> workspace;
   int together = 1;
   auto prepare = [&](int members) {
     together = members;
     workspace = std::make_unique<Workspace>(members);
   };
-  Team::run(pool, threads_for(work, pool), patience(work), prepare,
+  Team::run(pool, threads_for(work, pool, least), patience(work), prepare,
             [&](int member) { job(*workspace, member, together); });
 }
 
 template <class T>
 void run_direct(const Build& build, const Forward<T>& call, const Pool& pool) {
-  run_job(pool, seconds_of_work(call.cell, call.shape, 1),
+  run_job(pool, seconds_of_work(call.cell, call.shape, 1), kLeastCall,
           [&](Workspace& workspace, int member, int members) {
             table<T>(build).direct(call, workspace, member, members);
           });
@@ -215,13 +220,13 @@ void run(const Build& build, const Packing<T>& call) {
 template <class T>
 void run(const Build& build, const Matmul<T>& call, const Pool& pool) {
   run_job(
-      pool, seconds_of_product(call.rows, call.depth + call.inputs, call.columns),
+      pool, seconds_of_product(call.rows, call.depth + call.inputs, call.columns), kLeastProduct,
       [&](Workspace&, int member, int members) { table<T>(build).matmul(call, member, members); });
 }
 
 template <class T>
 void run(const Build& build, const OuterProducts<T>& call, const Pool& pool) {
-  run_job(pool, seconds_of_product(call.rows, call.features, call.columns),
+  run_job(pool, seconds_of_product(call.rows, call.features, call.columns), kLeastProduct,
           [&](Workspace& workspace, int member, int members) {
             table<T>(build).outer(call, workspace, member, members);
           });
