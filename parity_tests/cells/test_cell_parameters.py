@@ -302,6 +302,7 @@ def test_an_additive_step_stays_one():
 
     assert additive(lambda c, gx, gh: (LEAK[None] * jnp.tanh(gh + gx) * c[0],))
     assert not additive(lambda c, gx, gh: (jnp.tanh(gx + gh) + gh,))
+    assert not additive(lambda c, gx, gh: (gx,))
 
 
 class Changing(nnx.Module):

@@ -160,6 +160,14 @@ def test_a_cell_that_closes_over_an_array_sees_it_change():
     assert (module(x)[0] != before).any()
 
 
+def test_a_new_slstm_state_takes_any_input_gate():
+    """However small the first exponent is, nothing overflows: the state takes the input whole."""
+    i, f, z, o = (jnp.full((1, H), value) for value in (-1000.0, 0.5, 0.3, 0.2))
+    gx = jnp.concatenate([i, f, z, o], axis=-1)
+    h, c, n, m = cells.slstm.step((jnp.zeros((1, H)),) * 4, gx, jnp.zeros_like(gx))
+    close((h, c, n, m), (jax.nn.sigmoid(o) * jnp.tanh(z), jnp.tanh(z), jnp.ones_like(z), i))
+
+
 def test_names_of_a_cells_parameters():
     def make(init):
         cell = cells.rnn_tanh._replace(

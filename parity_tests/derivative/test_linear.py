@@ -17,6 +17,7 @@ import pytest
 from jax import lax
 
 from jaxrnn.derivative.linear_map import LinearMap, apply
+from jaxrnn.rows import NO_ROWS
 
 pytestmark = pytest.mark.unoptimised
 
@@ -154,6 +155,30 @@ def test_vmap_over_fixed_and_operands(linear_map, alone):
         gradients(partial(apply, linear_map))(*stacked),
         gradients(Recurrence().plain)(*stacked),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Turned(LinearMap):
+    """y = diag(a) x^T: the rows are in axis 0 of the operands and in axis 1 of the results."""
+
+    def plain(self, fixed, operands):
+        return jnp.broadcast_to(fixed[:, None], operands.T.shape) * operands.T
+
+    def rows(self, fixed, operands, results):
+        return NO_ROWS, 0, 1
+
+
+def test_vmap_merges_the_rows_of_operands_and_of_results():
+    """Each pass is one call for all rows, wherever they are."""
+    rng = np.random.default_rng(0)
+    a, x, dy = (jnp.asarray(rng.standard_normal(s)) for s in ((N,), (4, 2, N), (4, N, 2)))
+    run = partial(apply, Turned(), a)
+    close(jax.vmap(run)(x), x.swapaxes(1, 2) * a[None, :, None])
+    pull = jax.vmap(lambda x, dy: jax.vjp(run, x)[1](dy)[0])
+    close(pull(x, dy), dy.swapaxes(1, 2) * a[None, None])
+    text = str(jax.make_jaxpr(pull)(x, dy))
+    assert "linear_adjoint" in text
+    assert "_Vmapped" not in text
 
 
 def test_the_own_methods_run():

@@ -1,5 +1,6 @@
 """Flax's initialisers and metadata in the layers; PyTorch's are tested in test_modules.py."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,6 +28,24 @@ def test_a_kernels_fan_in_is_the_number_of_inputs():
     assert float(gru.weight_ih_l0[...].std()) == pytest.approx(400**-0.5, rel=0.05)
     # The other parameters keep PyTorch's distribution.
     assert float(abs(gru.weight_hh_l0[...]).max()) == pytest.approx(50**-0.5, rel=0.05)
+    lstm = jaxrnn.LSTM(I, 400, proj_size=50, kernel_init=init.lecun_normal(), rngs=nnx.Rngs(0))
+    assert float(lstm.weight_hr_l0[...].std()) == pytest.approx(400**-0.5, rel=0.05)
+
+
+KEEPING = "lstm", "peephole_lstm", "coupled_lstm", "gru", "reset_before_gru", "janet", "light_gru"
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_an_open_forget_gate_keeps_the_state(name):
+    cell = getattr(cells, name)
+    zero = dict.fromkeys(["kernel_init", "bias_init"], init.zeros)
+    if cell.recurrent:
+        zero["recurrent_init"] = init.zeros
+    layer = jaxrnn.Recurrent(cell, I, H, forget_bias=50.0, **zero, rngs=nnx.Rngs(0))
+    start = jnp.full((1, 2, H), 0.7, jnp.float32)
+    state = start if cell.states == 1 else (start,) * cell.states
+    last = jax.tree.leaves(layer(jnp.ones((3, 2, I), jnp.float32), state)[1])
+    np.testing.assert_allclose(last[-1], start, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("cls", "gate"), [(jaxrnn.LSTM, 1), (jaxrnn.GRU, 1)])

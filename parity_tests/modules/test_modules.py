@@ -73,6 +73,7 @@ def test_parameters_in_low_precision(low):
     x = jnp.ones((6, 4, 3), low)
     output, (h, c) = jax.eval_shape(module, x)
     assert (output.dtype, h.dtype, c.dtype) == (low, jnp.float32, jnp.float32)
+    assert jax.eval_shape(module, x, (h, c))[0].dtype == low  # the wide state goes on
     cell = jaxrnn.GRUCell(3, 5, param_dtype=low, rngs=rngs())
     assert jax.eval_shape(cell, x[0]).dtype == jnp.float32
     grads = jax.eval_shape(jax.grad(lambda m: m(x)[0].astype(jnp.float32).sum()), module)

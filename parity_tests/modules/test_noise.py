@@ -144,6 +144,15 @@ def test_native_runs_weight_dropout_and_refuses_recurrent_dropout():
         lstm({"zoneout": 0.5}, **native)(x)
 
 
+def test_zoneout_is_not_linear_in_the_state():
+    parallel = {"strategy": strategies.AssociativeScan(), "rngs": nnx.Rngs(0)}
+    module = jaxrnn.Recurrent(cells.min_gru, I, H, zoneout=0.5, **parallel)
+    for mode in (module.train, module.eval):
+        mode()
+        with pytest.raises(jaxrnn.InputError, match="zoneout is not; strategies"):
+            module(jnp.asarray(X, jnp.float32))
+
+
 @pytest.mark.parametrize(
     ("cell", "options", "said"),
     [

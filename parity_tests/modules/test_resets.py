@@ -91,8 +91,19 @@ def test_resets_in_both_directions_match_separate_episodes():
     assert (output[3:, 1] == 0).all()
 
 
-def test_no_gradient_flows_across_a_reset():
-    module = layer(jaxrnn.GRU)
+def test_resets_past_a_length_count_for_nothing():
+    """Not even one right after it, where the reverse direction begins from the given state."""
+    module = layer(bidirectional=True)
+    state, lengths = random_state(module), np.array([6, 3, 0])
+    past = np.arange(T)[:, None] >= lengths[None]
+    given = {"hx": state, "lengths": jnp.asarray(lengths)}
+    close(module(X, resets=past, **given), module(X, **given))
+
+
+@pytest.mark.parametrize("strategy", [None, strategies.Scan()], ids=repr)
+def test_no_gradient_flows_across_a_reset(strategy):
+    """Of the inputs and the state alone, without any of the weights."""
+    module = layer(jaxrnn.GRU, strategy=strategy)
     late = lambda x, hx: module(x, hx, resets=RESETS)[0][4:, 0].sum()  # noqa: E731
     dx, dhx = jax.grad(late, argnums=(0, 1))(X, random_state(module))
     assert (dx[:4, 0] == 0).all()

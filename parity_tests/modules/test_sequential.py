@@ -78,6 +78,14 @@ def test_states_are_still_passed_on_by_position(cls):
     assert (b(y, hx=h)[0] != b(y)[0]).any()
 
 
+@pytest.mark.parametrize("cls", KINDS)
+def test_the_first_layer_takes_a_state(cls):
+    a = cls(4, 5, rngs=rngs())
+    _, h = a(X[:2])
+    model = nnx.Sequential(a, lambda y, h: y)
+    np.testing.assert_array_equal(model(X[2:], h), a(X[2:], h)[0])
+
+
 def test_an_output_and_its_state_go_back_into_a_layer():
     """A layer that generates: the results of one call, by position, in a user's own function."""
     layer = jaxrnn.GRU(4, 4, rngs=rngs())

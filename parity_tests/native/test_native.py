@@ -134,6 +134,13 @@ def test_every_instruction_set(cell, projected, build):
     compare(build, cell, (2, 4, 9, 37), jnp.float32, 3e-5, projected=projected)
 
 
+@pytest.mark.parametrize("build", BUILDS)
+def test_the_instruction_set_that_is_named_is_the_one_that_runs(build):
+    args = arguments(cells.gru, (4, 2, 3, 5), jnp.float32)
+    program = jax.jit(partial(strategies.Native(build), cells.gru)).lower(*args).as_text()
+    assert f"build = {BUILDS.index(build)} : i32" in program
+
+
 def functions(build, x):
     """tanh and the logistic function of x, taken from one step of a tanh RNN and of a GRU."""
     n = x.size
@@ -361,6 +368,14 @@ def test_vmap_over_stacked_weights_is_a_call_for_each_unless_each_is_one_wide_ro
     assert calls(jax.vmap(run), *args) == [native.FORWARD] * served
     both = [native.FORWARD, native.ADJOINT]
     assert calls(jax.vmap(jax.grad(run)), *args) == both * served
+
+
+def test_stacked_weights_may_be_mapped_along_any_axis():
+    weights, x, carry = stacked(3, (4, 2, 3, 5))
+    x, carry = jax.tree.map(itemgetter(0), (x, carry))
+    run = lambda w: strategies.Native()(cells.lstm, w, x, carry)[0]  # noqa: E731
+    behind = jax.tree.map(lambda w: jnp.moveaxis(w, 0, -1), weights)
+    assert_close(jax.jit(jax.vmap(run, -1))(behind), jax.jit(jax.vmap(run))(weights), 1e-6)
 
 
 @pytest.mark.parametrize("projected", [False, True])
