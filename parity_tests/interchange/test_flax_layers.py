@@ -191,6 +191,10 @@ def test_shared_attention_and_parts_of_a_gradient():
             r"`x` is an `nnx.ConvTranspose` with padding='SAME', to which no padding and .* crop",
         ),
         (
+            lambda r: nnx.ConvTranspose(2, 2, 3, strides=2, padding=((0, 2),), rngs=r),
+            r"with padding=\(\(0, 2\),\), to which no padding and output_padding",
+        ),
+        (
             lambda r: nnx.ConvTranspose(2, 2, 3, padding="CIRCULAR", rngs=r),
             "`x` is an `nnx.ConvTranspose` with padding='CIRCULAR'",
         ),

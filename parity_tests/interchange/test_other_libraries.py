@@ -324,6 +324,16 @@ def test_an_unknown_kind_is_told(library):
         library.from_torch("Transformer", {})
 
 
+def test_the_second_direction_of_onnx():
+    shapes = {"W": (2, 4 * H, I), "R": (2, 4 * H, H), "B": (2, 8 * H), "P": (2, 3 * H)}
+    both = random_like({name: np.zeros(shape) for name, shape in shapes.items()})
+    second = {name: tensor[1:] for name, tensor in both.items()}
+    same(
+        onnx.to_torch("peephole_lstm", both, direction=1, suffix="_l0_reverse"),
+        onnx.to_torch("peephole_lstm", second, suffix="_l0_reverse"),
+    )
+
+
 def test_a_keras_gru_with_one_bias_is_told_which_kind_it_is():
     with pytest.raises(ValueError, match='its kind is "reset_before_gru"'):
         keras.to_torch("GRU", [np.zeros((I, 3 * H)), np.zeros((H, 3 * H)), np.zeros(3 * H)])

@@ -204,6 +204,14 @@ def test_strategy_and_dtype_are_used(name):
     np.testing.assert_allclose(np.asarray(low, np.float32), usual, atol=0.03)
 
 
+@pytest.mark.parametrize("name", ["VanillaRNN", "SimpleLSTM"])
+def test_low_parameters_make_low_outputs_and_wide_states(name):
+    model = OURS[name](I, H, O, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    outputs, states = jax.eval_shape(model, jax.ShapeDtypeStruct((B, T, I), jnp.bfloat16))
+    assert outputs.dtype == jnp.bfloat16
+    assert {state.dtype for state in jax.tree.leaves(states)} == {jnp.dtype("float32")}
+
+
 def test_dropout_zeroes_three_tenths_in_training_only():
     model = models.SequenceClassifier(V, I, H, O, rngs=nnx.Rngs(0))
     seen = []

@@ -152,6 +152,7 @@ def test_old_checkpoints_are_removed(tmp_path):
             r'`fit\(watch="validation_mae"\)` needs `better="lower"` or `better="higher"`',
         ),
         ({"metrics": {"loss": wrong}}, "No metric may have the name `loss`"),
+        ({"metrics": {"validation_mae": wrong}}, "may have the name `validation_mae`"),
         ({"loss": lambda logits, batch: logits}, r"`loss` must be a scalar, got shape \(\d, 3\)"),
         ({"data": lambda epoch: []}, "gave no batches for epoch 0"),
         ({"data": iter(())}, "A generator gives each batch once"),
@@ -161,6 +162,14 @@ def test_bad_arguments(options, match):
     settings = {"data": epoch, "epochs": 1, **options}
     with pytest.raises((ValueError, TypeError), match=match):
         training.fit(*start(), **settings)
+
+
+@pytest.mark.parametrize("spec", [(), (None, "data"), ("data", "more")], ids=str)
+def test_a_placement_of_anything_but_rows_is_refused(spec):
+    mesh = jax.make_mesh((1, 1), ("data", "more"))
+    placement = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    with pytest.raises(ValueError, match="needs a placement of the rows, such as"):
+        training.fit(*start(), epoch, epochs=1, sharding=placement)
 
 
 def test_restoring_the_best_weights_keeps_the_dropout_counters(held_back):

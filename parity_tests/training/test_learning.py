@@ -1,5 +1,6 @@
 """All kinds of task learn through `data.batches` and `fit`, and padding is ignored."""
 
+import collections
 import functools
 
 import jax
@@ -149,6 +150,9 @@ def test_batches_of_any_kind_and_a_custom_forward():
     model = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"a mapping with the keys \['a', 'y'\]. .* `forward="):
         train(model, [{"a": x, "y": y}], training.cross_entropy)
+    named = collections.namedtuple("Named", ["labels_first", "x"])(y, x)
+    with pytest.raises(ValueError, match="or a tuple in this order, got a Named"):
+        train(model, [named], training.cross_entropy)
     with pytest.raises(ValueError, match="a pytree of arrays, got a leaf of type str"):
         train(model, [(x, "labels")], training.cross_entropy)
 

@@ -209,6 +209,9 @@ def test_losses_match_pytorch():
         (training.binary_cross_entropy, torch.nn.functional.binary_cross_entropy_with_logits),
     ]:
         np.testing.assert_allclose(float(ours(outputs, labels)), float(theirs(x, y)), rtol=1e-14)
+        # Several labels for each row, of 5 steps, have no padding.
+        batch = data.Batch(np.zeros((4, 5)), labels, np.array([5, 1, 0, 2]))
+        assert float(ours(outputs, batch)) == float(ours(outputs, labels))
 
 
 def test_ctc_matches_pytorch():
