@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 import jaxrnn
-from jaxrnn.testing import assert_parity, compare, compare_training
+from jaxrnn.testing import assert_parity, compare, compare_training, operations
 from jaxrnn.testing.rounding import Floor, floors
 from jaxrnn.testing.verdicts import judge
 
@@ -171,6 +171,19 @@ def test_a_floor_does_not_depend_on_its_neighbours():
     quiet = sums("float32", x)[0]
     assert 0.2 < sums("float32", x, 1e6 * x, x - x)[0] / quiet < 5
     assert sums("float32", x, x - x)[1] == 0
+
+
+def test_the_terms_of_a_normalisation():
+    """The features of a step forwards, and the steps backwards, where weights are summed."""
+    aten, x = torch.ops.aten, torch.zeros(5, 2, 4)
+    for func, args, wanted in [
+        (aten.native_layer_norm.default, (x, [4]), 4),
+        (aten.native_layer_norm_backward.default, (x, x, [4]), 10),
+        (aten.native_batch_norm.default, (x,), 20),
+        (aten.native_batch_norm_backward.default, (x,), 20),
+    ]:
+        assert operations.terms(func, args, "float32") == wanted
+        assert operations.terms(func, args, "bfloat16") == 1
 
 
 def test_integers_are_exact():

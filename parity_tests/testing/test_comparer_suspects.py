@@ -87,6 +87,9 @@ def test_agreement_and_another_fault_name_no_setting():
     report = compare(*twins, jax_call=lambda m, x: 2 * m(x))
     assert not report.ok
     assert report.suspects == ()
+    report = compare(*embedding(padding_idx=3), jax_call=lambda m, x: 2 + m(x))
+    assert [row.name for row in report.failures] == ["output", "loss"]
+    assert report.suspects == ()  # no token is 3, so its row has no gradient anyway
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
