@@ -108,6 +108,16 @@ def test_frames_start_at_the_offset_and_keep_every_whole_frame():
     assert first[0, 5] == first[-1, 5] < second[0, 5]  # the level
 
 
+def test_inputs_have_mean_0_and_deviation_1_over_the_training_traces():
+    from datasets import plaid
+
+    traces = plaid.Traces([np.arange(1.0, 31), 1e6 * np.arange(100.0, 130)], np.array([0, 1]))
+    inputs = np.concatenate(plaid.Framing(traces, 1).sequences(traces))
+    assert inputs.shape == (60, 2)
+    np.testing.assert_allclose(inputs.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(inputs.std(axis=0), 1, atol=1e-5)
+
+
 def test_nearest_neighbour_of_stretched_traces():
     from datasets import plaid
 

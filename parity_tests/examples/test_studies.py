@@ -178,6 +178,16 @@ def test_rules_of_thumb_follow_the_results():
     lines = told(RNN=poor, LSTM=poor, GRU=(0.51, 0.51), LSTM_open=poor, GRU_open=poor)
     assert lines[-2].endswith("not decided: none has learnt a length in the steps it has")
 
+    between = {
+        variant: [dataclasses.replace(r, length=n) for r, n in zip(found, (20, 50), strict=True)]
+        for variant, found in results(
+            RNN=good, LSTM=good, GRU=good, LSTM_open=good, GRU_open=good
+        ).items()
+    }
+    lines = "\n".join(memory.rules(between))
+    assert "not tested: no length below 20" in lines
+    assert lines.count("not tested: no length above 50") == 2
+
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_an_example_deletes_only_its_own_files(resume, tmp_path):

@@ -135,6 +135,27 @@ def test_a_swapped_gate_disagrees(monkeypatch):
     assert cases.worst_error(case, right, nothing) == np.inf
 
 
+def test_the_least_time_of_a_point(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import measure
+    import points
+
+    point = points.Point("lstm", "training", "dense", 2, 5, 3, 4, layers=2, directions=2)
+    products = 3 * (2 * (3 + 4) * 16 + 2 * (2 * 4 + 4) * 16)
+    functions = 2.5 * 2 * 4 * 5
+    least = 2 * (2 * 5) * (products / 1e3 + functions * 1e-2 / 4)
+    assert measure.floor(point, measure.Calibration(1e3, 1e-2, 4)) == pytest.approx(least)
+
+
+def test_ragged_rows_have_from_one_step_to_all(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import points
+
+    point = points.Point("gru", "inference", "ragged", 100, 3, 4, 4)
+    assert set(point.row_lengths()) == {1, 2, 3}
+    np.testing.assert_array_equal(point.row_lengths(), point.row_lengths())
+
+
 def test_the_figures_means(monkeypatch):
     """Over a GPU's dense points of 128 units or more, and over the CPU's committed ones."""
     monkeypatch.syspath_prepend(BENCHMARKS)
