@@ -89,3 +89,19 @@ def test_a_mask_of_numbers_is_one_of_booleans():
 def test_options_of_the_wrong_type_take_one_sentence():
     done = run_code(WRONG_TYPES)
     assert done.returncode == 0, done.stderr
+
+
+def test_vmap_over_the_gradient_of_inputs_alone():
+    """Rows of several members must not be merged: what is kept between chunks has other axes."""
+    weights = cells.Weights(ih=jnp.ones((4, 3)), hh=0.1 * jnp.eye(4))
+    x = jnp.linspace(-1.0, 1.0, 3 * 5 * 2 * 3).reshape(3, 5, 2, 3)
+
+    def gradients(strategy):
+        def loss(x):
+            return (strategy(cells.rnn_tanh, weights, x, (jnp.zeros((2, 4)),))[0] ** 2).sum()
+
+        return jax.jit(jax.vmap(jax.grad(loss)))(x)
+
+    wanted = gradients(strategies.Scan())
+    for chunked in (strategies.Checkpoint(2, strategies.Scan()), strategies.Shooting(2)):
+        np.testing.assert_allclose(gradients(chunked), wanted, rtol=1e-12, atol=1e-12)
