@@ -69,13 +69,13 @@ def of_both(
         return None
     x = x.astype(dtype)
     transposed = products.Packing(transposed=True)
-    of_input, of_state = ((w.T, products.pack(transposed, w)) for w in (ih, hh))
+    of_x, of_h = ((w.T, products.pack(transposed, w)) for w in (ih, hh))
     b_ih, b_hh = (_in_dtype(b, dtype) for b in (weights.b_ih, weights.b_hh))
     bias = b_hh if b_ih is None else b_ih if b_hh is None else b_ih + b_hh
 
     def run(h: Array, t: Array) -> Array:
         h = h if weights.mask is None else (h * weights.mask).astype(dtype)
-        return products.multiply(precision, h, *of_state, bias, products.Step(x, t, *of_input))
+        return products.multiply(precision, h, *of_h, bias, products.Step(x, t, *of_x))
 
     return run
 

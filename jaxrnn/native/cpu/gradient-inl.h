@@ -39,7 +39,7 @@ __attribute__((noinline)) void add_outer_products(T* out, int64_t stride, int64_
 }
 
 // Gradients of one weight matrix (G H rows, `columns` columns) and of its bias, for rows [m0, m1):
-// the sum over all steps of column m of the cotangents (from `offset` on) times the input.
+// the sum over all steps of column m of the cotangents times the input.
 template <class T>
 struct WeightGradient {
   T *dw, *db;
