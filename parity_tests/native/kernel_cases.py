@@ -10,7 +10,6 @@ from jaxrnn import cells, native
 from jaxrnn.cells import Weights
 
 CELLS = [cells.rnn_tanh, cells.rnn_relu, cells.lstm, cells.gru]
-every_cell = pytest.mark.parametrize("cell", CELLS, ids=[c.name for c in CELLS])
 every_layer = pytest.mark.parametrize(
     ("cell", "projected"),
     [*((c, False) for c in CELLS), (cells.lstm, True)],

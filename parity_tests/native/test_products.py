@@ -35,7 +35,8 @@ def multiplied(rows, weight, bias=None, *, transposed=False):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
     ("rows", "depth", "columns"),
-    [(1, 3, 4), (2, 17, 9), (5, 64, 33), (7, 33, 100), (130, 300, 512), (9, 20, 63)],
+    # The last has more features than a part of a panel.
+    [(1, 3, 4), (2, 17, 9), (5, 64, 33), (7, 33, 100), (130, 300, 512), (9, 1100, 63)],
 )
 def test_a_product_equals_numpys(rows, depth, columns, transposed):
     a = draw(rows, depth)
@@ -55,8 +56,10 @@ def test_more_rows_under_vmap():
     assert "f64[12,6]" in program
 
 
-def test_a_product_and_that_of_a_step_of_a_sequence():
-    a, w, bias, x, v = draw(4, 8), draw(8, 6), draw(6), draw(5, 4, 3), draw(3, 6)
+@pytest.mark.parametrize(("features", "columns"), [(8, 6), (1100, 70)])
+def test_a_product_and_that_of_a_step_of_a_sequence(features, columns):
+    a, w, bias = draw(4, features), draw(features, columns), draw(columns)
+    x, v = draw(5, 4, 3), draw(3, columns)
 
     def run(a, x, t):
         packed, of_x = (products.pack(products.Packing(transposed=False), m) for m in (w, v))

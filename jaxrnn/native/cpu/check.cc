@@ -297,7 +297,8 @@ int main(int argc, char** argv) {
   };
   for (CellKind cell : kCells) check_all(cell, false);
   check_all(CellKind::lstm, true);
-  constexpr int64_t products[][3] = {{1, 1, 1}, {5, 17, 68}, {41, 100, 400}, {300, 100, 40}};
+  constexpr int64_t products[][3] = {
+      {1, 1, 1}, {5, 17, 68}, {41, 100, 400}, {300, 100, 40}, {2, 1100, 70}};
   for (const auto& [rows, depth, columns] : products)
     for (bool transposed : {false, true}) {
       failures += check_products<float>(rows, depth, columns, transposed, 1e-4) +
