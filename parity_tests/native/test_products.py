@@ -132,6 +132,16 @@ def test_an_additive_cell_adds_its_inputs_in_the_kernel(program):
     )
 
 
+def test_input_weights_of_another_dtype_multiply_apart(program):
+    cell, weights, *others = program
+    weights = weights._replace(ih=weights.ih.astype("float32"))
+    run = jax.jit(lambda *a: strategies.Scan()(cell._replace(additive=True), *a)[0])
+    compiled = run.lower(weights, *others).compile()
+    assert calls(compiled.as_text()) == {"matmul": 1, "pack": 1}
+    wanted = jit_oracle(lambda *a: strategies.Reference()(cell, *a)[0])(weights, *others)
+    assert_close(compiled(weights, *others), wanted)
+
+
 def test_inference_packs_the_weights_of_one_direction(program):
     cell, *arguments = program
     run = jax.jit(lambda *a: strategies.Scan()(cell, *a)[0])
