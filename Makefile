@@ -36,7 +36,7 @@ test-newest:
 	@$(PYTHON313) -c '' 2>/dev/null \
 	  || { echo "test-newest needs Python 3.13, make PYTHON313=/path/to/python3.13: skipped."; exit 0; } \
 	  && $(MAKE) $(NEWEST)/test \
-	  && $(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal --without=torch $(TESTS) parity_tests
+	  && XLA_FLAGS= $(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal --without=torch $(TESTS) parity_tests
 
 # The tests marked `gpu`, on a machine with an NVIDIA GPU; an outcome a line in gpu-tests.txt. Products
 # in full float32, and no trying out of algorithms: the tests compile thousands of small programs.

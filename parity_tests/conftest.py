@@ -4,6 +4,7 @@ While testing, jaxtyping and beartype check the shapes in annotations at every c
 in pyproject.toml, where warnings are errors too.
 """
 
+import gc
 import os
 import pathlib
 import sys
@@ -12,10 +13,20 @@ import types
 # Two workers on two cores: with more than one thread each they would slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KERAS_BACKEND", "jax")
+# The many small programs of the tests compile in a third of the time without optimisations and by
+# XLA's older emitters. With XLA_FLAGS set, if to nothing, they compile as a user's do: so the core
+# in `make test-newest` and `make test-isa`.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false",
+)
 
 import jax
 import pytest
 
+# Tracing allocates millions of objects that live on: collecting them takes a twentieth of the time.
+gc.set_threshold(50_000)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -107,25 +118,6 @@ def forget_programs():
     """Clears compiled programs after each module; together they take gigabytes."""
     yield
     jax.clear_caches()
-
-
-def _optimise(node: pytest.Item | pytest.Collector) -> None:
-    """Compiles with few optimisations, in half the time, where a mark says `unoptimised`."""
-    marked = node.get_closest_marker("unoptimised") is not None
-    jax.config.update("jax_disable_most_optimizations", marked)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def optimisation_of_a_module(request: pytest.FixtureRequest):
-    """For the fixtures that the module's tests share."""
-    _optimise(request.node)
-
-
-@pytest.fixture(autouse=True)
-def optimisation(request: pytest.FixtureRequest):
-    _optimise(request.node)
-    yield
-    _optimise(request.node.getparent(pytest.Module))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from jaxrnn.cells import Carry, Cell, Weights, is_pure, zoneout
 from jaxrnn.modules.base import carry_dtype, cast_weights
 from jaxrnn.modules.noise import Masks, Noise, Rates
 from jaxrnn.strategies import Strategy
+from jaxrnn.strategies.default import rounding
 
 
 class Form(NamedTuple):
@@ -46,7 +47,7 @@ def run_layers(
     `Weights.initial` is one state here, arrays (·,), or None for zeros.
     """
     batched = x.ndim == 3
-    x, resets = x.astype(form.dtype), given.resets
+    resets = given.resets
     if not batched:
         x, resets = x[:, None], None if resets is None else resets[:, None]
     elif form.batch_first:
@@ -64,7 +65,7 @@ def run_layers(
     def prepared(w: Weights, number: int) -> Weights:
         # A carry that is given is not the state that a reset leads to.
         apart = resets is not None and given.states is not None
-        w = cast_weights(w._replace(initial=start(w) if apart else None), form.dtype)
+        w = cast_weights(w._replace(initial=start(w) if apart else None), dtype)
         return noise.weights(w, number, batch, wide)
 
     if given.states is None:
@@ -76,13 +77,17 @@ def run_layers(
     cell: Cell = form.cell
     strategy: Strategy | Callable[..., tuple[Array, Carry]] | None = form.strategy
     held = tuple(rate > 0 for rate in form.rates.zoneout)
+    dtype = form.dtype
     if any(held):
         cell = zoneout.with_masks(cell, held)
         strategy = _masking(strategy, noise, steps, form.sizes)
+    elif dtype == jnp.bfloat16 and weights[0][0].ih.dtype == wide and not form.rates.recurrent:
+        rounds = rounding(form.strategy, cell, weights[0][0], x, carry)
+        strategy, dtype = (form.strategy, dtype) if rounds is None else (rounds, wide)
     ys, last = layers.stack(
         cell,
         [[prepared(w, next(numbers)) for w in sides] for sides in weights],
-        noise.input(x),
+        noise.input(x.astype(dtype)),
         carry,
         given.lengths,
         resets=resets,

@@ -30,6 +30,17 @@ def _folders() -> list[Path]:
 
 
 @functools.cache
+def narrow_builds() -> tuple[str, ...]:
+    """Return the names of the builds whose products can be in bfloat16 on this machine."""
+    where = path()
+    if where is None:
+        return ()
+    library = ctypes.CDLL(str(where))
+    library.jaxrnn_narrow_builds.restype = ctypes.c_char_p
+    return tuple(filter(None, library.jaxrnn_narrow_builds().decode().split(",")))
+
+
+@functools.cache
 def load() -> tuple[str, ...]:
     """Register the foreign functions once, and return the names of the builds, fastest first.
 

@@ -6,7 +6,7 @@ from jax import Array
 
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.strategies.base import Strategy
-from jaxrnn.strategies.native import Native
+from jaxrnn.strategies.native import Native, multiplies_bfloat16, on_cpu
 from jaxrnn.strategies.scan import Scan
 
 _LEAST_ON_GPU = 32
@@ -38,3 +38,17 @@ def default(cell: Cell, weights: Weights, x: Array, carry: Carry) -> Strategy:
     if known and is_faster and not native.refusal(cell, weights, x, carry):
         return native
     return Scan()
+
+
+def rounding(
+    strategy: Strategy | None, cell: Cell, weights: Weights, x: Array, carry: Carry
+) -> Strategy | None:
+    """The same strategy for float32 that is rounded to bfloat16 in its products alone.
+
+    None if there is none: then weights and inputs are to be converted.
+    """
+    if not (on_cpu() and multiplies_bfloat16(None)):
+        return None
+    rounds, arguments = Native(products="bfloat16"), (cell, weights, x, carry)
+    chosen = default(*arguments) if strategy is None else strategy
+    return rounds if chosen == Native() and not rounds.refusal(*arguments) else None

@@ -50,17 +50,20 @@ ON_GPU = CAPABILITIES._replace(dtypes=None, projections=())
 class Native(Base):
     """A kernel for the whole sequence, C++ on a CPU and CUDA on an NVIDIA GPU; elsewhere `Scan`.
 
-    On a CPU weights in bfloat16, and inputs rounded to it, are multiplied in float32 with states
-    that are not rounded. On a GPU products follow JAX's precision: TF32 for float32 by default,
-    float32 itself at `precision="highest"`, bfloat16 for `dtype=bfloat16`. Float64 and single steps
-    run as `Scan`.
+    Weights in bfloat16 and a carry in float32: with AVX-512 BF16 the products are of values rounded
+    to bfloat16, states too, and their sums float32. On other CPUs, and with a projection, weights
+    and rounded inputs are multiplied in float32 with states that are not rounded. On a GPU products
+    follow JAX's precision: TF32 for float32 by default, float32 itself at `precision="highest"`,
+    bfloat16 for `dtype=bfloat16`. Float64 and single steps run there as `Scan`.
 
     Args:
         build: the instruction set, "avx512", "avx2" or "portable"; None takes the best that this
             machine has.
+        products: "bfloat16" rounds weights, inputs and states in float32 for the products, on a CPU
+            with AVX-512 BF16. It saves the conversions that weights in bfloat16 cost.
 
     Raises:
-        InputError: the kernel is not installed, the machine lacks the instruction set, or the cell,
+        InputError: the kernel is not installed, the machine lacks the instructions, or the cell,
             the projection or the dtype is none of the kernel's.
 
     Example:
@@ -75,9 +78,19 @@ class Native(Base):
     """
 
     build: str | None = None
+    products: str | None = None
 
     def __post_init__(self) -> None:
         builds = native.load()
+        if self.products not in (None, "bfloat16"):
+            raise InputError(
+                f"strategies.Native takes products=None or 'bfloat16', not {self.products!r}."
+            )
+        if self.products and not (on_cpu() and multiplies_bfloat16(self.build)):
+            raise InputError(
+                "strategies.Native(products='bfloat16') needs a CPU with AVX-512 BF16 and a kernel "
+                "built by a compiler that knows it."
+            )
         if self.build is not None and builds and self.build not in builds:
             raise InputError(
                 f"strategies.Native has no build {self.build!r} for this machine, "
@@ -101,6 +114,8 @@ class Native(Base):
         if not why and jax.default_backend() == "gpu" and carry[0].dtype != jnp.float64:
             lacks = calls.refusal(CELLS.index(cell), weights, x, carry)
             why = lacks and f"strategies.Native cannot run here: {lacks}."
+        if not why and self.products and (weights.hr is not None or carry[0].dtype != jnp.float32):
+            why = "strategies.Native(products='bfloat16') takes float32 and no projection."
         if not why and math.prod(steps) >= rows.MOST:
             why = f"strategies.Native takes T * B below 2**31, got {x.shape[:2]}."
         return why
@@ -110,8 +125,21 @@ class Native(Base):
     ) -> Recurrence:
         require(self, cell, weights, x, carry)
         build = 0 if self.build is None else native.load().index(self.build)
-        widens = jax.default_backend() == "cpu" and weights.ih.dtype != carry[0].dtype
-        return NativeRecurrence(cell, build, widens, **options)
+        low = on_cpu() and weights.ih.dtype != carry[0].dtype
+        narrow = low and weights.hr is None and multiplies_bfloat16(self.build)
+        widens = low and not narrow
+        narrow = narrow or self.products is not None
+        return NativeRecurrence(cell, build, widens, narrow, **options)
+
+
+def on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def multiplies_bfloat16(build: str | None) -> bool:
+    """True if the build, or the one that None takes, multiplies in bfloat16 on this machine."""
+    names = (build,) if build else native.load()[:1]
+    return not {*names}.isdisjoint(native.narrow_builds())
 
 
 class Saved(NamedTuple):
@@ -127,13 +155,16 @@ class NativeRecurrence(Recurrence):
     build: int
     widens: bool = False
     """Products of arguments in bfloat16 are computed in float32."""
+    narrow: bool = False
+    """They are computed in bfloat16 on a CPU, the states rounded to it too."""
     precision: lax.PrecisionLike = None
     reverse: bool = False
     local = True
 
     def attributes(self) -> dict[str, Any]:
         numbers = {"cell": CELLS.index(self.cell), "build": self.build}
-        return {k: np.int32(v) for k, v in numbers.items()} | {"reverse": self.reverse}
+        flags = {"reverse": self.reverse, "narrow": self.narrow}
+        return {k: np.int32(v) for k, v in numbers.items()} | flags
 
     def plain(
         self, weights: Weights, x: Array, carry: Carry, mask: Array | None
@@ -144,6 +175,9 @@ class NativeRecurrence(Recurrence):
 
     def convert(self, weights: Weights, x: Array) -> tuple[Weights, Array]:
         """The weights and x in the dtype of the products; x is first rounded to the weights'."""
+        if self.narrow:
+            low = {"ih": weights.ih.astype(jnp.bfloat16), "hh": weights.hh.astype(jnp.bfloat16)}
+            return weights._replace(**low), x.astype(jnp.bfloat16)
         x = x.astype(weights.ih.dtype)
         if not self.widens:
             return weights, x
@@ -152,14 +186,16 @@ class NativeRecurrence(Recurrence):
     def run(
         self, weights: Weights, x: Array, carry: Carry, mask: Array | None, *, save: bool
     ) -> tuple[Array, Carry, Any, Any]:
-        weights, x = self.convert(weights, x)
+        if not self.narrow:  # else the kernel rounds them
+            weights, x = self.convert(weights, x)
         ys, last, saved = forward(ForwardCall(self, save), weights, x, carry, mask)
         return ys, last, saved if save else (), ()
 
     def pull(self, fixed: Fixed, like: Any, cotangents: Tangents) -> Operands:
         weights, x, *rest = fixed
         call = AdjointCall(self, with_dx=like[1] is not None, with_weights=like[0] is not None)
-        dweights, dx, dcarry = adjoint(call, (*self.convert(weights, x), *rest), cotangents)
+        operands = (weights, x) if self.narrow else self.convert(weights, x)
+        dweights, dx, dcarry = adjoint(call, (*operands, *rest), cotangents)
         if self.widens and dweights is not None:
             dweights = jax.tree.map(lambda d, w: d.astype(w.dtype), dweights, like[0])
         return dweights, None if dx is None else dx.astype(x.dtype), dcarry
@@ -186,6 +222,11 @@ def _like(a: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(a.shape, a.dtype)
 
 
+def _widened(weights: Weights, x: Array, dtype: Any) -> tuple[Weights, Array]:
+    """Operands in the dtype of the kernel's arrays, where `narrow` has them rounded again."""
+    return jax.tree.map(lambda w: w.astype(dtype), (weights, x))
+
+
 def _saved_shapes(call: ForwardCall, x: Any, carry: Any) -> Saved:
     dtype, cell = carry[0].dtype, call.kernel.cell
     (steps, batch, _), hidden = x.shape, carry[-1].shape[-1]
@@ -193,7 +234,8 @@ def _saved_shapes(call: ForwardCall, x: Any, carry: Any) -> Saved:
     cs = (steps, batch, hidden) if cell.states > 1 else (0,)
     if not call.save:
         gates = cs = (0,)
-    return Saved(jax.ShapeDtypeStruct(gates, x.dtype), jax.ShapeDtypeStruct(cs, dtype))
+    products = dtype if call.kernel.narrow else x.dtype
+    return Saved(jax.ShapeDtypeStruct(gates, products), jax.ShapeDtypeStruct(cs, dtype))
 
 
 def _forward_plain(call: ForwardCall, weights: Weights, x: Array, carry: Carry, mask: Array | None):
@@ -206,6 +248,7 @@ def _forward_on_cpu(
     call: ForwardCall, weights: Weights, x: Array, carry: Carry, mask: Array | None
 ):
     h, *c = carry
+    weights, x = _widened(weights, x, h.dtype)
     absent = _empty(h.dtype)
     c0 = c[0] if c else absent
     outputs = jax.ShapeDtypeStruct((*x.shape[:2], h.shape[-1]), h.dtype)
@@ -240,7 +283,8 @@ def _adjoint_plain(call: AdjointCall, fixed: Any, cotangents: Any):
 
 
 def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):
-    weights, x, (h, *c), mask, ys, saved = fixed
+    given, given_x, (h, *c), mask, ys, saved = fixed
+    weights, x = _widened(given, given_x, h.dtype)
     d_ys, (d_h, *d_c) = cotangents
     absent = _empty(h.dtype)
     c0 = c[0] if c else absent
@@ -280,11 +324,14 @@ def _adjoint_on_cpu(call: AdjointCall, fixed: Any, cotangents: Any):
     )
     dx, *dweights = results[3:9]
     dh0, dc0, *d_initial = results[9:]
-    gradients: list[Any] = [d if w else None for d, w in zip(dweights, wanted, strict=True)]
+    gradients: list[Any] = [
+        d.astype(w.dtype) if w is not None and call.with_weights else None
+        for d, w in zip(dweights, given[:5], strict=True)
+    ]
     initial = None if weights.initial is None else tuple(d_initial)
     return (
         Weights(*gradients)._replace(initial=initial, cell=[]) if call.with_weights else None,
-        dx if call.with_dx else None,
+        dx.astype(given_x.dtype) if call.with_dx else None,
         (dh0, dc0) if c else (dh0,),
     )
 

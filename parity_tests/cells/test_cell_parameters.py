@@ -15,8 +15,6 @@ import jaxrnn
 from jaxrnn import cells, layers, strategies
 from jaxrnn.cells import Cell, Weights
 
-pytestmark = pytest.mark.unoptimised
-
 T, B, I, H = 6, 2, 3, 4
 STRATEGIES = {
     "default": None,

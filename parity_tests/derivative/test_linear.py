@@ -19,8 +19,6 @@ from jax import lax
 from jaxrnn.derivative.linear_map import LinearMap, apply
 from jaxrnn.rows import NO_ROWS
 
-pytestmark = pytest.mark.unoptimised
-
 T, N = 4, 3
 
 

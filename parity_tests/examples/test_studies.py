@@ -11,7 +11,7 @@ import pytest
 import jaxrnn
 from example_runs import EXAMPLES, assert_png, finished, numbers_by_line, run
 
-pytestmark = [pytest.mark.needs("torch"), pytest.mark.unoptimised]
+pytestmark = pytest.mark.needs("torch")
 
 NAMES = ["train_classifier", "compare_cells"]
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxrnn.interchange import load_state_dict, state_dict
 
-pytestmark = [pytest.mark.core, pytest.mark.unoptimised]
+pytestmark = pytest.mark.core
 
 
 VALUES = np.array([[1.5, -2.0, np.nan], [np.inf, 0.0, 3.0]])

@@ -24,8 +24,6 @@ from flax import nnx
 from jaxrnn import files
 from jaxrnn.interchange import load_safetensors, save_safetensors, state_dict
 
-pytestmark = pytest.mark.unoptimised
-
 
 def mixed(seed=0):
     """Several dtypes, a scalar, an empty array and non-finite values."""

@@ -12,7 +12,6 @@ from jaxrnn.testing import assert_parity
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"),
-    pytest.mark.unoptimised,
 ]
 
 RNG = np.random.default_rng(0)

@@ -16,7 +16,7 @@ import jaxrnn
 from jaxrnn import interchange
 from jaxrnn.interchange import load_state_dict, state_dict
 
-pytestmark = [pytest.mark.core, pytest.mark.unoptimised]
+pytestmark = pytest.mark.core
 
 
 class TorchNet(torch.nn.Module):

@@ -9,7 +9,7 @@ import jaxrnn
 from jaxrnn import interchange
 from jaxrnn.interchange import load_state_dict, state_dict
 
-pytestmark = [pytest.mark.core, pytest.mark.unoptimised]
+pytestmark = pytest.mark.core
 
 
 def found(classes=2):

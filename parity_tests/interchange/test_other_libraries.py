@@ -11,8 +11,6 @@ import jaxrnn
 from jaxrnn import cells
 from jaxrnn.interchange import equinox, flax_cells, haiku, jax_rnn, keras, onnx
 
-pytestmark = pytest.mark.unoptimised
-
 I, H, T, B = 3, 4, 5, 2
 X = np.random.default_rng(0).standard_normal((B, T, I))
 

@@ -10,8 +10,6 @@ import jaxrnn
 from jaxrnn import strategies
 from kinds import LAYERS, rngs
 
-pytestmark = pytest.mark.unoptimised
-
 F32 = jnp.float32
 
 

@@ -9,8 +9,6 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import cells
 
-pytestmark = pytest.mark.unoptimised
-
 I, H = 3, 8
 init = nnx.initializers
 

@@ -11,8 +11,6 @@ from jaxrnn import cells, strategies
 from jaxrnn.modules.noise import Masks
 from jaxrnn.testing import compare
 
-pytestmark = pytest.mark.unoptimised
-
 T, B, I, H = 6, 3, 4, 5
 X = np.random.default_rng(0).standard_normal((T, B, I))
 KINDS = {

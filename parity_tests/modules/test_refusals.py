@@ -11,8 +11,6 @@ from flax import nnx
 import jaxrnn
 from kinds import rngs
 
-pytestmark = pytest.mark.unoptimised
-
 F32 = jnp.float32
 X = jnp.zeros((5, 4, 3), F32)
 W = jaxrnn.cells.Weights(jnp.zeros((18, 3), F32), jnp.zeros((18, 6), F32))

@@ -11,8 +11,6 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import cells, strategies
 
-pytestmark = pytest.mark.unoptimised
-
 T, B, I, H = 6, 3, 4, 5
 RESETS = np.zeros((T, B), bool)
 RESETS[[2, 4], 0] = RESETS[0, 1] = RESETS[5, 2] = True

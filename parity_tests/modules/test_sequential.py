@@ -11,8 +11,6 @@ from flax import nnx
 import jaxrnn
 from kinds import rngs
 
-pytestmark = pytest.mark.unoptimised
-
 KINDS = [jaxrnn.RNN, jaxrnn.GRU, jaxrnn.LSTM]
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3, 4)), jnp.float32)
 

@@ -14,8 +14,6 @@ import jaxrnn
 from jaxrnn import strategies
 from kinds import CELLS, LAYERS, rngs
 
-pytestmark = pytest.mark.unoptimised
-
 F32 = jnp.float32
 
 

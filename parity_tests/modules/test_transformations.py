@@ -13,7 +13,7 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import strategies
 
-pytestmark = [pytest.mark.gpu, pytest.mark.unoptimised]
+pytestmark = pytest.mark.gpu
 
 T, B, I, H = 5, 3, 4, 6
 F64 = {"param_dtype": jnp.float64}

@@ -16,8 +16,6 @@ import jaxrnn
 import jaxrnn.models
 from scripts import run_code
 
-pytestmark = pytest.mark.unoptimised
-
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()

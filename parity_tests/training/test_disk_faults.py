@@ -14,9 +14,6 @@ from jaxrnn import training
 from jaxrnn.training import checkpoints
 from small_run import arrays, contents, epoch, newest, start
 
-pytestmark = pytest.mark.unoptimised
-
-
 # Root may write anywhere, so the child runs as another user, who may not be able to read the
 # checkout. It therefore first runs on a copy, to import all modules that are imported late. The
 # file size limit fails a write in the middle of a file, as a full disk does.

@@ -14,8 +14,6 @@ from jaxrnn import training
 from jaxrnn.training import checkpoints, state
 from small_run import arrays, epoch, start, timeless
 
-pytestmark = pytest.mark.unoptimised
-
 
 def test_checkpoints_every_few_epochs_and_at_the_end(tmp_path, monkeypatch):
     written, save = [], checkpoints.save

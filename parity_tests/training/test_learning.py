@@ -13,8 +13,6 @@ from flax import nnx
 from jaxrnn import GRU, data, training
 from jaxrnn.training import checkpoints
 
-pytestmark = pytest.mark.unoptimised
-
 RNG = np.random.default_rng(0)
 SEQUENCES = [RNG.standard_normal((n, 2)).astype(np.float32) for n in (3, 6, 4, 6, 5, 2)]
 

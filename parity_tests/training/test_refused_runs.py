@@ -10,8 +10,6 @@ import pytest
 from jaxrnn import training
 from small_run import TX, arrays, contents, epoch, newest, start
 
-pytestmark = pytest.mark.unoptimised
-
 
 def refused(run, match, error=ValueError, data=epoch, **options):
     """Checks that `fit` raises one sentence and changes neither the model nor the folder."""

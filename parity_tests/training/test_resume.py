@@ -16,8 +16,6 @@ from flax import nnx
 from jaxrnn import data, training
 from small_run import CLASSES, TX, arrays, contents, epoch, start, timeless
 
-pytestmark = pytest.mark.unoptimised
-
 
 @pytest.mark.parametrize(
     ("first", "dtype", "save"),

@@ -17,7 +17,7 @@ from jaxrnn import data, interchange, models, training
 from jaxrnn.testing import tolerance
 from jaxrnn.training.batches import as_arrays
 
-pytestmark = [pytest.mark.core, pytest.mark.unoptimised]
+pytestmark = pytest.mark.core
 
 CLASSES = 4
 

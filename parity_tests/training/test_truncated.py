@@ -10,8 +10,6 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import training
 
-pytestmark = pytest.mark.unoptimised
-
 B, T, S, I, H = 2, 9, 3, 2, 4
 X = jnp.asarray(np.random.default_rng(0).standard_normal((B, T, I)), jnp.float32)
 LABELS = jnp.asarray(np.random.default_rng(1).integers(0, H, (B, T)))

@@ -2,77 +2,79 @@
 #pragma once
 
 #include "gradient-inl.h"
+#include "input-gradient-inl.h"
 #include "projection-inl.h"
 
 namespace {
 
 using namespace jaxrnn;
 
-template <class T>
+template <class T, class P = T>
 void adjoint_memory(const Adjoint<T>& f, const Plan&, int64_t (&bytes)[kSlots]) {
   const Shape& s = f.shape;
   auto padded = [](int64_t n) {
     return ceil_div(n, panel_vectors<T>(n) * kLanes<T>) * panel_vectors<T>(n) * kLanes<T>;
   };
-  bytes[kBackPanels] = gates(f.cell) * s.hidden * padded(s.outputs()) * int64_t(sizeof(T));
-  bytes[kInputBackPanels] =
-      f.dx ? gates(f.cell) * s.hidden * padded(s.inputs) * int64_t(sizeof(T)) : 0;
+  const int64_t depth = gates(f.cell) * row_size<P>(s.hidden);
+  bytes[kBackPanels] = depth * padded(s.outputs()) * int64_t(sizeof(P));
+  bytes[kInputBackPanels] = f.dx ? depth * padded(s.inputs) * int64_t(sizeof(P)) : 0;
   bytes[kProjectionBackPanels] = s.projected * padded(s.hidden) * int64_t(sizeof(T));
+  if (kNarrow<P>) bytes[kRoundedCotangents] = 2 * s.batch * depth * int64_t(sizeof(P));
 }
 
-template <class T>
+template <class T, class P>
 struct AdjointStep {
   const Adjoint<T>& f;
   const Schedule& schedule;
-  const T* panels;
+  const P* panels;
   const int32_t* rows;
-  const T** next;  // by position in the group: cotangents of the row's next step
+  const P** next;  // by position in the group: cotangents of the row's next step
   int64_t t;
 };
 
 // dh[r][v] of `count` rows for the units of one panel: the incoming cotangent plus W_hh^T times the
 // next step's cotangents.
-template <class T>
-__attribute__((noinline)) void back_product(const AdjointStep<T>& s, int64_t first, int vectors,
+template <class T, class P>
+__attribute__((noinline)) void back_product(const AdjointStep<T, P>& s, int64_t first, int vectors,
                                             const int32_t* active, int count, V<T>* dh) {
   constexpr int L = kLanes<T>;
   const Shape& shape = s.f.shape;
-  const int64_t P = shape.outputs(), depth = gates(s.f.cell) * shape.hidden;
-  const T* rows[kRows] = {};
+  const int64_t n = shape.outputs(), depth = gates(s.f.cell) * row_size<P>(shape.hidden);
+  const P* rows[kRows] = {};
   for (int r = 0; r < count; ++r) {
     const int64_t b = s.rows[active[r]], at = s.t * shape.batch + b;
     rows[r] = s.next[active[r]];
     for (int v = 0; v < vectors; ++v) {
       const int64_t u = first + v * L;
-      V<T> sum = u < P ? load(s.f.dh0 + b * P + u, P - u) : V<T>{};
-      if (s.t >= 0 && u < P) sum += load(s.f.d_ys + at * P + u, P - u);
+      V<T> sum = u < n ? load(s.f.dh0 + b * n + u, n - u) : V<T>{};
+      if (s.t >= 0 && u < n) sum += load(s.f.d_ys + at * n + u, n - u);
       dh[r * vectors + v] = sum;
     }
   }
-  multiply<T>(dh, rows, count, s.panels + first * depth, vectors, depth);
+  multiply<P>(dh, rows, count, s.panels + first * depth, vectors, depth);
 }
 
 // Stores dh of `count` rows: at t < 0 as the cotangent of the initial state, else for the adjoint
 // of the projection.
-template <class T>
-void store_block(const AdjointStep<T>& s, int64_t first, int vectors, const int32_t* active,
+template <class T, class P>
+void store_block(const AdjointStep<T, P>& s, int64_t first, int vectors, const int32_t* active,
                  int count, const V<T>* dh) {
-  const int64_t P = s.f.shape.outputs();
+  const int64_t n = s.f.shape.outputs();
   for (int r = 0; r < count; ++r) {
     const int64_t b = s.rows[active[r]], at = s.t * s.f.shape.batch + b;
     for (int v = 0; v < vectors; ++v) {
       const int64_t u = first + v * kLanes<T>;
-      if (u >= P) break;
-      store(s.f.dh0 + b * P + u, s.t < 0 ? dh[r * vectors + v] : V<T>{}, P - u);
-      if (s.t >= 0) store(s.f.dh + at * P + u, dh[r * vectors + v], P - u);
+      if (u >= n) break;
+      store(s.f.dh0 + b * n + u, s.t < 0 ? dh[r * vectors + v] : V<T>{}, n - u);
+      if (s.t >= 0) store(s.f.dh + at * n + u, dh[r * vectors + v], n - u);
     }
   }
 }
 
 // Adjoint of the cell from dh of `count` rows, or from the cotangent of o tanh(c) with a
 // projection.
-template <class T, class C>
-__attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t first, int vectors,
+template <class T, class P, class C>
+__attribute__((noinline)) void adjoint_block(const AdjointStep<T, P>& s, int64_t first, int vectors,
                                              const int32_t* active, int count, const V<T>* dh) {
   const Shape& shape = s.f.shape;
   const int64_t H = shape.hidden;
@@ -103,24 +105,26 @@ __attribute__((noinline)) void adjoint_block(const AdjointStep<T>& s, int64_t fi
   }
 }
 
-template <class T, class C>
+template <class T, class P, class C>
 void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& group,
-                  const T* packed, Workspace& work, int member) {
+                  const P* packed, Workspace& work, int member) {
   const Shape& s = f.shape;
-  const int64_t depth = C::kGates * s.hidden;
+  const int64_t part = row_size<P>(s.hidden), depth = C::kGates * part;
   const int vectors = panel_vectors<T>(s.outputs());
   const Share states(group, s.outputs(), vectors * kLanes<T>);
   const Share units(group, s.hidden, panel_vectors<T>(s.hidden) * kLanes<T>);
   const T* projection = static_cast<const T*>(shared_memory(work, kProjectionBackPanels));
-  const T** next =
-      static_cast<const T**>(private_memory(work, member, group.size * int64_t(sizeof(T*))));
+  const P** next =
+      static_cast<const P**>(private_memory(work, member, group.size * int64_t(sizeof(P*))));
   int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
   int32_t* fresh = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
-  T* zeros = static_cast<T*>(private_memory(work, member, depth * int64_t(sizeof(T))));
-  copy<T>(zeros, nullptr, depth);
+  int32_t* place = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
+  P* zeros = static_cast<P*>(private_memory(work, member, depth * int64_t(sizeof(P))));
+  copy<P>(zeros, nullptr, depth);
   for (int64_t j = 0; j < group.size; ++j) {
     const int64_t b = group.rows[j];
     next[j] = zeros;
+    place[j] = 0;
     const int64_t h = b * s.outputs() + states.begin, c = b * s.hidden + units.begin;
     copy(f.dh0 + h, f.d_h + h, states.size());
     if (f.dc0) copy(f.dc0 + c, f.d_c + c, units.size());
@@ -128,16 +132,31 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
     if (f.dc_initial) copy<T>(f.dc_initial + c, nullptr, units.size());
   }
 
-  AdjointStep<T> step{f, schedule, packed, group.rows, next, 0};
+  // The cotangents of each row in bfloat16 have two places: one is read, the other written.
+  P* rounded = kNarrow<P> ? static_cast<P*>(shared_memory(work, kRoundedCotangents)) : nullptr;
+  auto cotangents = [&](int64_t j, int64_t at) -> const P* {
+    const T* from = f.gates + at * C::kSaved * s.hidden;
+    if constexpr (kNarrow<P>) {
+      P* to = rounded + (2 * group.rows[j] + place[j]) * depth;
+      place[j] = 1 - place[j];
+      for (int g = 0; g < C::kGates; ++g)
+        narrow(to + g * part + units.begin / 2, from + g * s.hidden + units.begin, units.size());
+      return to;
+    } else {
+      return from;
+    }
+  };
+
+  AdjointStep<T, P> step{f, schedule, packed, group.rows, next, 0};
   auto run = [&](const int32_t* some, int64_t count) {
     V<T> dh[kRows * 4];
     for (int64_t p = states.p0; p < states.p1; ++p)
       for_blocks(count, [&](int rows, int64_t at) {
-        back_product<T>(step, p * states.width, vectors, some + at, rows, dh);
+        back_product<T, P>(step, p * states.width, vectors, some + at, rows, dh);
         if (f.w_hr || step.t < 0)
           store_block(step, p * states.width, vectors, some + at, rows, dh);
         else
-          adjoint_block<T, C>(step, p * states.width, vectors, some + at, rows, dh);
+          adjoint_block<T, P, C>(step, p * states.width, vectors, some + at, rows, dh);
       });
     if (!f.w_hr || step.t < 0) return;
     if (group.parts > 1) wait_for_all(work);
@@ -146,7 +165,7 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
     };
     for_products<T>(units, projection, s.projected, count, row,
                     [&](int64_t first, int vectors, int64_t at, int rows, const V<T>* dm) {
-                      adjoint_block<T, C>(step, first, vectors, some + at, rows, dm);
+                      adjoint_block<T, P, C>(step, first, vectors, some + at, rows, dm);
                     });
   };
   // At a reset, adds the cotangents of the member's units to those of the initial state, and clears
@@ -162,7 +181,7 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
     const int64_t count = group.at(t, active);
     run(active, count);
     for (int64_t j = 0; j < count; ++j)
-      next[active[j]] = f.gates + (t * s.batch + group.rows[active[j]]) * C::kSaved * s.hidden;
+      next[active[j]] = cotangents(active[j], t * s.batch + group.rows[active[j]]);
     if (group.parts > 1) wait_for_all(work);
     const int64_t resets = f.h_initial ? group.resets(t, active, count, fresh) : 0;
     if (resets == 0) continue;
@@ -180,28 +199,38 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
   run(active, group.size);
 }
 
-template <class T, class C>
+// Packs the rows of a weight matrix, a part for each gate.
+template <class T, class P>
+void pack_gates(P* panels, const T* w, int64_t parts, int64_t hidden, int64_t columns,
+                int64_t width, int member, int members) {
+  if constexpr (kNarrow<P>)
+    pack_plain_pairs(panels, w, parts, hidden, columns, width, member, members);
+  else
+    pack_plain(panels, w, parts * hidden, columns, width, member, members);
+}
+
+template <class T, class P, class C>
 void run_adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
                  int member) {
   const Shape& s = f.shape;
-  const int64_t depth = C::kGates * s.hidden;
   auto width = [](int64_t columns) { return panel_vectors<T>(columns) * kLanes<T>; };
-  T* back = static_cast<T*>(shared_memory(work, kBackPanels));
-  pack_plain(back, f.w_hh, depth, s.outputs(), width(s.outputs()), member, plan.members);
+  P* back = static_cast<P*>(shared_memory(work, kBackPanels));
+  pack_gates(back, f.w_hh, C::kGates, s.hidden, s.outputs(), width(s.outputs()), member,
+             plan.members);
   if (f.w_hr)
     pack_plain(static_cast<T*>(shared_memory(work, kProjectionBackPanels)), f.w_hr, s.projected,
                s.hidden, width(s.hidden), member, plan.members);
   if (f.dx)
-    pack_plain(static_cast<T*>(shared_memory(work, kInputBackPanels)), f.w_ih, depth, s.inputs,
-               width(s.inputs), member, plan.members);
+    pack_gates(static_cast<P*>(shared_memory(work, kInputBackPanels)), f.w_ih, C::kGates, s.hidden,
+               s.inputs, width(s.inputs), member, plan.members);
   wait_for_all(work);
   for_groups(plan, schedule, f.mask, s.batch, member, [&](const Group& group) {
-    walk_adjoint<T, C>(f, schedule, group, back, work, member);
+    walk_adjoint<T, P, C>(f, schedule, group, back, work, member);
   });
   if (!f.dw_hh && !f.dx) return;
   wait_for_all(work);
-  if (f.dw_hh) weight_gradients<T>(f, plan, schedule, work, member);
-  if (f.dx) input_gradient<T>(f, plan, schedule, work, member);
+  if (f.dw_hh) weight_gradients<T, P>(f, plan, schedule, work, member);
+  if (f.dx) input_gradient<T, P>(f, plan, schedule, work, member);
 }
 
 }  // namespace

@@ -115,8 +115,8 @@ void run_direct(const Forward<T>& f, Workspace& work, int member, int members) {
     rows[b] = b, h[b] = f.h0 + b * s.hidden;
     if (f.c0) copy(f.c_last + b * s.hidden + u0, f.c0 + b * s.hidden + u0, u1 - u0);
   }
-  Pending<T, C> pending;
-  ForwardStep<T> step{f, nullptr, nullptr, nullptr, rows, h, 0};
+  Pending<T, T, C> pending;
+  ForwardStep<T> step{f, nullptr, nullptr, nullptr, rows, h, h, 0};
   for (int64_t i = 0; i < s.steps; ++i) {
     step.t = s.time(i);
     for (int64_t p = p0; p < p1; ++p)

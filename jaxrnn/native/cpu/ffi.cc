@@ -93,29 +93,39 @@ Shape shape_of(const ffi::AnyBuffer& x, const ffi::AnyBuffer& h0, const ffi::Any
 using Out = ffi::Result<ffi::AnyBuffer>;
 using In = ffi::AnyBuffer;
 
-ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x,
-                   In w_ih, In w_hh, In b_ih, In b_hh, In w_hr, In h0, In c0, In mask,
+ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, bool narrow,
+                   In x, In w_ih, In w_hh, In b_ih, In b_hh, In w_hr, In h0, In c0, In mask,
                    ffi::RemainingArgs initial, Out ys, Out h, Out c, Out saved, Out cs) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    Forward<T> call{CellKind(cell),       shape_of(x, h0, w_hr, reverse),
-                    data<T>(x),           data<T>(w_ih),
-                    data<T>(w_hh),        data<T>(b_ih),
-                    data<T>(b_hh),        data<T>(h0),
-                    data<T>(c0),          data<uint8_t>(mask),
-                    data<T>(*ys),         data<T>(*h),
-                    data<T>(*c),          data<T>(*saved),
-                    data<T>(*cs),         given<T>(initial, 0),
-                    given<T>(initial, 1), data<T>(w_hr)};
+    Forward<T> call{CellKind(cell),
+                    shape_of(x, h0, w_hr, reverse),
+                    data<T>(x),
+                    data<T>(w_ih),
+                    data<T>(w_hh),
+                    data<T>(b_ih),
+                    data<T>(b_hh),
+                    data<T>(h0),
+                    data<T>(c0),
+                    data<uint8_t>(mask),
+                    data<T>(*ys),
+                    data<T>(*h),
+                    data<T>(*c),
+                    data<T>(*saved),
+                    data<T>(*cs),
+                    given<T>(initial, 0),
+                    given<T>(initial, 1),
+                    data<T>(w_hr),
+                    narrow};
     for (Out* result : {&ys, &saved, &cs}) want_huge_pages(**result);
     run(build_named(build), call, pool_of(threads));
   });
 }
 
-ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, In x,
-                   In w_ih, In w_hh, In w_hr, In h0, In c0, In mask, In ys, In cs, In, In d_ys,
-                   In d_h, In d_c, ffi::RemainingArgs initial, Out gates, Out m, Out dh, Out dx,
-                   Out dw_ih, Out dw_hh, Out db_ih, Out db_hh, Out dw_hr, Out dh0, Out dc0,
+ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool reverse, bool narrow,
+                   In x, In w_ih, In w_hh, In w_hr, In h0, In c0, In mask, In ys, In cs, In,
+                   In d_ys, In d_h, In d_c, ffi::RemainingArgs initial, Out gates, Out m, Out dh,
+                   Out dx, Out dw_ih, Out dw_hh, Out db_ih, Out db_hh, Out dw_hr, Out dh0, Out dc0,
                    ffi::RemainingRets d_initial) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -147,7 +157,8 @@ ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool re
                     data<T>(*dh),
                     data<T>(*m),
                     data<T>(w_hr),
-                    data<T>(*dw_hr)};
+                    data<T>(*dw_hr),
+                    narrow};
     want_huge_pages(*dx);
     run(build_named(build), call, pool_of(threads));
   });
@@ -226,6 +237,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, jaxrnn::forward,
                                   .Attr<int32_t>("cell")
                                   .Attr<int32_t>("build")
                                   .Attr<bool>("reverse")
+                                  .Attr<bool>("narrow")
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
@@ -248,6 +260,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_adjoint, jaxrnn::adjoint,
                                   .Attr<int32_t>("cell")
                                   .Attr<int32_t>("build")
                                   .Attr<bool>("reverse")
+                                  .Attr<bool>("narrow")
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
                                   .Arg<jaxrnn::In>()
@@ -307,13 +320,26 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     jaxrnn_empty, jaxrnn::empty,
     xla::ffi::Ffi::Bind().Attr<int32_t>("number").Ret<xla::ffi::AnyBuffer>());
 
+namespace {
+
+std::string joined(bool (*wanted)(const jaxrnn::Build&)) {
+  std::string names;
+  for (const jaxrnn::Build* build : jaxrnn::builds())
+    if (wanted(*build)) names += (names.empty() ? "" : ",") + std::string(build->name);
+  return names;
+}
+
+}  // namespace
+
 // Instruction sets of this machine, fastest first, separated by commas.
 JAXRNN_EXPORT const char* jaxrnn_builds() {
-  static const std::string names = [] {
-    std::string joined;
-    for (const jaxrnn::Build* build : jaxrnn::builds())
-      joined += (joined.empty() ? "" : ",") + std::string(build->name);
-    return joined;
-  }();
+  static const std::string names = joined([](const jaxrnn::Build&) { return true; });
+  return names.c_str();
+}
+
+// Those with products in bfloat16.
+JAXRNN_EXPORT const char* jaxrnn_narrow_builds() {
+  static const std::string names =
+      joined([](const jaxrnn::Build& build) { return jaxrnn::narrow_kernels(build) != nullptr; });
   return names.c_str();
 }

@@ -1,35 +1,50 @@
 // Forward pass over a whole sequence.
 #pragma once
 
-#include "cell-inl.h"
 #include "group-inl.h"
 #include "projection-inl.h"
+#include "step-inl.h"
 
 namespace {
 
 using namespace jaxrnn;
 
-enum { kInputPanels, kHiddenPanels, kBiases, kProjectionPanels, kProjected };
+enum { kInputPanels, kHiddenPanels, kBiases, kProjectionPanels, kProjected, kRounded };
 
-template <class T>
+template <class T, class P = T>
 void forward_memory(const Forward<T>& f, const Plan&, int64_t (&bytes)[kSlots]) {
   const Shape& s = f.shape;
   with_cell<T>(f.cell, s.hidden, [&](auto cell) {
     using C = decltype(cell);
     const int64_t panels = ceil_div(s.hidden, C::kUnits * kLanes<T>);
     const int64_t vector = kLanes<T> * int64_t(sizeof(T));
-    bytes[kInputPanels] = panels * s.inputs * C::kVectors * vector;
-    bytes[kHiddenPanels] = panels * s.outputs() * C::kVectors * vector;
+    bytes[kInputPanels] = panels * row_size<P>(s.inputs) * C::kVectors * vector;
+    bytes[kHiddenPanels] = panels * row_size<P>(s.outputs()) * C::kVectors * vector;
     bytes[kBiases] = panels * C::kSums * vector;
     if (f.w_hr) {
       bytes[kProjectionPanels] = (s.projected + 4 * kLanes<T>)*s.hidden * int64_t(sizeof(T));
       bytes[kProjected] = s.batch * s.hidden * int64_t(sizeof(T));
     }
+    if (kNarrow<P>) bytes[kRounded] = 2 * s.batch * row_size<P>(s.outputs()) * int64_t(sizeof(P));
   });
 }
 
-template <class T, class C>
-void pack_forward(const Forward<T>& f, T* wx, T* wh, T* bias, int64_t p) {
+// Packs one vector of a panel from rows of `depth` elements; `rounded` is memory for kLanes rows of
+// pairs.
+template <class T, class P>
+void pack_units(P* panel, const T* w, int64_t depth, int64_t width, int64_t lanes, P* rounded) {
+  if constexpr (kNarrow<P>) {
+    const int64_t pairs = row_size<P>(depth);
+    for (int64_t i = 0; i < min<int64_t>(lanes, kLanes<P>); ++i)
+      narrow(rounded + i * pairs, w + i * depth, depth);
+    pack_transposed(panel, rounded, pairs, width, lanes);
+  } else {
+    pack_transposed(panel, w, depth, width, lanes);
+  }
+}
+
+template <class T, class P, class C>
+void pack_forward(const Forward<T>& f, P* wx, P* wh, T* bias, int64_t p, P* rounded) {
   constexpr int L = kLanes<T>;
   const Shape& s = f.shape;
   auto gate = [&](int v) { return first_row<T, C>(p, v, s.hidden); };
@@ -40,10 +55,10 @@ void pack_forward(const Forward<T>& f, T* wx, T* wh, T* bias, int64_t p) {
   copy<T>(b, nullptr, C::kSums * L);
   for (int v = 0; v < C::kVectors; ++v) {
     const int64_t inputs = s.inputs, outputs = s.outputs();
-    pack_transposed(wx + p * inputs * width + v * L, f.w_ih + gate(v) * inputs, inputs, width,
-                    lanes(v));
-    pack_transposed(wh + p * outputs * width + v * L, f.w_hh + state_gate(v) * outputs, outputs,
-                    width, lanes(v));
+    pack_units(wx + p * row_size<P>(inputs) * width + v * L, f.w_ih + gate(v) * inputs, inputs,
+               width, lanes(v), rounded);
+    pack_units(wh + p * row_size<P>(outputs) * width + v * L, f.w_hh + state_gate(v) * outputs,
+               outputs, width, lanes(v), rounded);
     for (int64_t i = 0; i < min<int64_t>(lanes(v), L); ++i) {
       if (f.b_ih) b[(C::kInputSums + v) * L + i] += f.b_ih[gate(v) + i];
       if (f.b_hh) b[v * L + i] += f.b_hh[state_gate(v) + i];
@@ -51,121 +66,26 @@ void pack_forward(const Forward<T>& f, T* wx, T* wh, T* bias, int64_t p) {
   }
 }
 
-template <class T>
-struct ForwardStep {
-  const Forward<T>& f;
-  const T *wx, *wh, *bias;
-  const int32_t* rows;
-  const T** h;  // by position in the group
-  int64_t t;
-  T* m = nullptr;  // (B, H): o tanh(c) before the projection; null without one
-};
+// The states of a group's rows in bfloat16. Each row has two places, since members of the group
+// read its state while others write the next one.
+template <class T, class P>
+struct Rounded {
+  P* at;  // (B, 2, size)
+  int64_t size;
+  const P** current;  // by position in the group
 
-// Input projections of `count` steps (any rows, any t), stored without further computation.
-template <class T, class C>
-__attribute__((noinline)) void project_block(const ForwardStep<T>& s, int64_t panel,
-                                             const int32_t* steps, int count, T* out) {
-  constexpr int L = kLanes<T>, N = C::kVectors;
-  V<T> sums[kRows][N];
-  const T* rows[kRows] = {};
-  const T* bias = s.bias + (panel * C::kSums + C::kInputSums) * L;
-  const int64_t inputs = s.f.shape.inputs;
-  for (int r = 0; r < count; ++r) {
-    rows[r] = s.f.x + steps[r] * inputs;
-    for (int v = 0; v < N; ++v) sums[r][v] = load(bias + v * L);
-  }
-  multiply<T>(sums[0], rows, count, s.wx + panel * inputs * N * L, N, inputs);
-  for (int r = 0; r < count; ++r)
-    for (int v = 0; v < N; ++v) store(out + (r * N + v) * L, sums[r][v]);
-}
-
-// Sums of rows and panels to which the cell has not been applied yet.
-template <class T, class C>
-struct Pending {
-  static constexpr int kMost = 12;
-  int count = 0;
-  int64_t panels[kMost + kRows];
-  int32_t rows[kMost + kRows];  // positions in the group
-  V<T> sums[kMost + kRows][C::kSums];
-
-  V<T> (*next()) [C::kSums] { return sums + count; }
-
-  void add(const ForwardStep<T>& s, int64_t panel, const int32_t* active, int size) {
-    for (int r = 0; r < size; ++r) panels[count] = panel, rows[count++] = active[r];
-    if (count >= kMost) finish(s);
-  }
-
-  template <class F>
-  JAXRNN_INLINE void each_unit(const ForwardStep<T>& s, F&& f) {
-    const int64_t hidden = s.f.shape.hidden, first = s.t * s.f.shape.batch * hidden;
-    ForwardUnit<T> unit = {};
-    unit.hidden = hidden;
-    unit.relu = s.f.cell == CellKind::rnn_relu;
-    for (int i = 0; i < count; ++i) {
-      const int64_t row = s.rows[rows[i]] * hidden;
-#pragma GCC unroll 4
-      for (int v = 0; v < C::kUnits; ++v) {
-        const int64_t u = first_unit<T, C>(panels[i], v), at = row + u;
-        if (u >= hidden) break;
-        unit.h = s.h[rows[i]] + u;
-        unit.c = s.f.c_last + at;
-        unit.y = s.m ? s.m + at : s.f.ys + first + at;
-        if (s.f.saved) unit.saved = s.f.saved + C::kSaved * (first + row) + u;
-        unit.cs = s.f.cs + first + at;
-        unit.n = hidden - u;
-        f(sums[i], v, unit);
-      }
-    }
-  }
-
-  __attribute__((noinline)) void finish(const ForwardStep<T>& s) {
-    if (C::kUnits == 1)
-      each_unit(s, [](V<T>(&sum)[C::kSums], int, const ForwardUnit<T>& unit) {
-        C::template gates<T>(sum, unit);
-      });
-    each_unit(s, [](V<T>(&sum)[C::kSums], int v, const ForwardUnit<T>& unit) {
-      C::template output<T>(sum, v, unit);
-    });
-    count = 0;
+  // Writes a share of the next state of the row b at position j, or of its present one.
+  void write(int64_t j, int64_t b, const T* h, const Share& own, bool next) {
+    P* first = at + 2 * b * size;
+    const bool second = (current[j] == first) == next;
+    P* to = first + (second ? size : 0);
+    narrow(to + own.begin / 2, h + own.begin, own.size());
+    if (next) current[j] = to;
   }
 };
 
-// Sums of R rows for the units of one panel; gx holds their projected inputs, or is null. The sums
-// stay in registers from the bias to the last product.
-template <class T, class C, int R>
-__attribute__((noinline)) void step_block(const ForwardStep<T>& s, int64_t panel,
-                                          const int32_t* active, const T* gx,
-                                          V<T> (*done)[C::kSums]) {
-  constexpr int L = kLanes<T>, N = C::kVectors;
-  const Shape& shape = s.f.shape;
-  V<T> sum[R][C::kSums];
-  const T* rows[R];
-  const T* bias = s.bias + panel * C::kSums * L;
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int a = 0; a < C::kSums; ++a) sum[r][a] = load(bias + a * L);
-  if (gx) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) sum[r][C::kInputSums + v] = load(gx + (r * N + v) * L);
-  } else {
-    for (int r = 0; r < R; ++r)
-      rows[r] = s.f.x + (s.t * shape.batch + s.rows[active[r]]) * shape.inputs;
-    multiply<T, N>(sum, C::kInputSums, rows, s.wx + panel * shape.inputs * N * L, shape.inputs);
-  }
-  for (int r = 0; r < R; ++r) rows[r] = s.h[active[r]];
-  const int64_t depth = shape.outputs();
-  multiply<T, N>(sum, 0, rows, s.wh + panel * depth * N * L, depth);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int a = 0; a < C::kSums; ++a) done[r][a] = sum[r][a];
-}
-
-template <class T, class C>
-void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T* wh, const T* bias,
+template <class T, class P, class C>
+void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P* wh, const T* bias,
                   Workspace& work, int member) {
   constexpr int L = kLanes<T>;
   const Shape& s = f.shape;
@@ -175,61 +95,87 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
   const Share states = f.w_hr ? Share(group, outputs, panel_vectors<T>(outputs) * L) : units;
   const T* projection = static_cast<const T*>(shared_memory(work, kProjectionPanels));
   T* m = f.w_hr ? static_cast<T*>(shared_memory(work, kProjected)) : nullptr;
-  const T** h =
-      static_cast<const T**>(private_memory(work, member, group.size * int64_t(sizeof(T*))));
-  int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
-  int32_t* fresh = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
+  auto space = [&](int64_t bytes) { return private_memory(work, member, bytes); };
+  const T** h = static_cast<const T**>(space(group.size * int64_t(sizeof(T*))));
+  int32_t* active = static_cast<int32_t*>(space(group.size * 4));
+  int32_t* fresh = static_cast<int32_t*>(space(group.size * 4));
   for (int64_t j = 0; j < group.size; ++j) {
     const int64_t b = group.rows[j];
     h[j] = f.h0 + b * outputs;
     const int64_t own = b * s.hidden + units.begin;
     if (f.c0) copy(f.c_last + own, f.c0 + own, units.size());
   }
+  const P** operands;
+  Rounded<T, P> rounded;
+  if constexpr (kNarrow<P>) {
+    operands = static_cast<const P**>(space(group.size * int64_t(sizeof(P*))));
+    rounded = {static_cast<P*>(shared_memory(work, kRounded)), row_size<P>(outputs), operands};
+    for (int64_t j = 0; j < group.size; ++j) {
+      operands[j] = rounded.at + 2 * group.rows[j] * rounded.size;
+      rounded.write(j, group.rows[j], h[j], units, false);
+    }
+    if (group.parts > 1) wait_for_all(work);
+  } else {
+    operands = h;
+  }
 
   // With few rows, projecting the inputs of several steps at once loads each weight less often.
   const bool hoist = group.size < 2 * kRows && s.steps > 1;
   const int64_t width = C::kVectors * L;
-  int64_t chunk = 1, capacity = 0;
+  int64_t chunk = 1, capacity = group.size;
   T* gx = nullptr;
-  int32_t* steps = nullptr;
   if (hoist && group.size > 0 && p1 > p0) {
     const int64_t step_bytes = group.size * panels * width * int64_t(sizeof(T));
     chunk = min<int64_t>(s.steps, min<int64_t>(64, 6 + (512 << 10) / step_bytes));
     capacity = chunk * group.size;
-    gx = static_cast<T*>(
-        private_memory(work, member, capacity * (p1 - p0) * width * int64_t(sizeof(T))));
-    steps = static_cast<int32_t*>(private_memory(work, member, capacity * 4));
+    gx = static_cast<T*>(space(capacity * (p1 - p0) * width * int64_t(sizeof(T))));
   }
+  // The inputs of all active rows of the steps of a chunk, one after another.
+  const P** x = static_cast<const P**>(space(capacity * int64_t(sizeof(P*))));
+  const int64_t inputs = row_size<P>(s.inputs);
+  P* narrow_x =
+      kNarrow<P> ? static_cast<P*>(space(capacity * inputs * int64_t(sizeof(P)))) : nullptr;
+  auto gather = [&](int64_t n, int64_t t, int64_t count) {
+    for (int64_t j = 0; j < count; ++j) {
+      const T* from = f.x + (t * s.batch + group.rows[active[j]]) * s.inputs;
+      if constexpr (kNarrow<P>)
+        narrow(narrow_x + (n + j) * inputs, from, s.inputs), x[n + j] = narrow_x + (n + j) * inputs;
+      else
+        x[n + j] = from;
+    }
+    return n + count;
+  };
 
-  ForwardStep<T> step{f, wx, wh, bias, group.rows, h, 0, m};
-  Pending<T, C> pending;
+  ForwardStep<T, P> step{f, wx, wh, bias, group.rows, h, operands, 0, m};
+  Pending<T, P, C> pending;
   int64_t projected = 0;
   for (int64_t i = 0; i < s.steps; ++i) {
     const int64_t t = step.t = s.time(i);
     if (gx && i % chunk == 0) {
       int64_t n = 0;
-      for (int64_t k = i; k < min(i + chunk, s.steps); ++k) {
-        const int64_t count = group.at(s.time(k), active);
-        for (int64_t j = 0; j < count; ++j)
-          steps[n++] = int32_t(s.time(k) * s.batch + group.rows[active[j]]);
-      }
+      for (int64_t k = i; k < min(i + chunk, s.steps); ++k)
+        n = gather(n, s.time(k), group.at(s.time(k), active));
       for (int64_t p = p0; p < p1; ++p)
         for_blocks(n, [&](int rows, int64_t at) {
-          project_block<T, C>(step, p, steps + at, rows, gx + ((p - p0) * capacity + at) * width);
+          project_block<T, P, C>(step, p, x + at, rows, gx + ((p - p0) * capacity + at) * width);
         });
       projected = 0;
     }
     const int64_t count = group.at(t, active);
-    for (int64_t j = f.h_initial ? group.resets(t, active, count, fresh) : 0; j-- > 0;) {
+    const int64_t resets = f.h_initial ? group.resets(t, active, count, fresh) : 0;
+    for (int64_t j = resets; j-- > 0;) {
       const int64_t b = group.rows[fresh[j]], own = b * s.hidden + units.begin;
       h[fresh[j]] = f.h_initial + b * outputs;
       if (f.c0) copy(f.c_last + own, f.c_initial + own, units.size());
+      if constexpr (kNarrow<P>) rounded.write(fresh[j], b, h[fresh[j]], units, false);
     }
+    if (kNarrow<P> && resets > 0 && group.parts > 1) wait_for_all(work);
+    if (!gx) gather(0, t, count);
     for (int64_t p = p0; p < p1; ++p)
       for_blocks(count, [&](int rows, int64_t at) {
         const T* own = gx ? gx + ((p - p0) * capacity + projected + at) * width : nullptr;
         with_constant<kRows>(rows, [&](auto r) {
-          step_block<T, C, r()>(step, p, active + at, own, pending.next());
+          step_block<T, P, C, r()>(step, p, active + at, own, x + at, pending.next());
         });
         pending.add(step, p, active + at, rows);
       });
@@ -241,10 +187,12 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
     }
     for (int64_t j = 0; j < group.size; ++j) {
       T* y = f.ys + (t * s.batch + group.rows[active[j]]) * outputs;
-      if (j < count)
+      if (j < count) {
         h[active[j]] = y;
-      else
+        if constexpr (kNarrow<P>) rounded.write(active[j], group.rows[active[j]], y, units, true);
+      } else {
         copy<T>(y + states.begin, nullptr, states.size());
+      }
     }
     if (group.parts > 1) wait_for_all(work);
   }
@@ -252,20 +200,29 @@ void walk_forward(const Forward<T>& f, const Group& group, const T* wx, const T*
     copy(f.h_last + group.rows[j] * outputs + states.begin, h[j] + states.begin, states.size());
 }
 
-template <class T, class C>
+template <class T, class P, class C>
 void run_forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
                  int member) {
-  const int64_t panels = ceil_div(f.shape.hidden, C::kUnits * kLanes<T>);
-  T* wx = static_cast<T*>(shared_memory(work, kInputPanels));
-  T* wh = static_cast<T*>(shared_memory(work, kHiddenPanels));
+  const Shape& s = f.shape;
+  const int64_t panels = ceil_div(s.hidden, C::kUnits * kLanes<T>);
+  P* wx = static_cast<P*>(shared_memory(work, kInputPanels));
+  P* wh = static_cast<P*>(shared_memory(work, kHiddenPanels));
   T* bias = static_cast<T*>(shared_memory(work, kBiases));
-  for (int64_t p = member; p < panels; p += plan.members) pack_forward<T, C>(f, wx, wh, bias, p);
+  P* rounded = nullptr;
+  if constexpr (kNarrow<P>) {
+    const int64_t most = s.inputs > s.outputs() ? s.inputs : s.outputs();
+    rounded = static_cast<P*>(
+        private_memory(work, member, kLanes<P> * row_size<P>(most) * int64_t(sizeof(P))));
+  }
+  for (int64_t p = member; p < panels; p += plan.members)
+    pack_forward<T, P, C>(f, wx, wh, bias, p, rounded);
   if (f.w_hr)
     pack_projection(static_cast<T*>(shared_memory(work, kProjectionPanels)), f, member,
                     plan.members);
   wait_for_all(work);
-  for_groups(plan, schedule, f.mask, f.shape.batch, member,
-             [&](const Group& group) { walk_forward<T, C>(f, group, wx, wh, bias, work, member); });
+  for_groups(plan, schedule, f.mask, s.batch, member, [&](const Group& group) {
+    walk_forward<T, P, C>(f, group, wx, wh, bias, work, member);
+  });
 }
 
 }  // namespace

@@ -16,8 +16,9 @@ using namespace jaxrnn;
 template <class T>
 void forward(const Forward<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
              int member) {
-  with_cell<T>(f.cell, f.shape.hidden,
-               [&](auto cell) { run_forward<T, decltype(cell)>(f, plan, schedule, work, member); });
+  with_cell<T>(f.cell, f.shape.hidden, [&](auto cell) {
+    run_forward<T, T, decltype(cell)>(f, plan, schedule, work, member);
+  });
 }
 
 template <class T>
@@ -29,8 +30,9 @@ void direct(const Forward<T>& f, Workspace& work, int member, int members) {
 template <class T>
 void adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule, Workspace& work,
              int member) {
-  with_adjoint_cell(
-      f.cell, [&](auto cell) { run_adjoint<T, decltype(cell)>(f, plan, schedule, work, member); });
+  with_adjoint_cell(f.cell, [&](auto cell) {
+    run_adjoint<T, T, decltype(cell)>(f, plan, schedule, work, member);
+  });
 }
 
 template <class T>
@@ -38,11 +40,6 @@ constexpr Kernels<T> kTable = {forward_memory<T>, forward<T>,      direct<T>,   
                                adjoint<T>,        pack_weights<T>, run_matmul<T>, run_outer<T>};
 
 }  // namespace
-
-#define JAXRNN_TEXT(x) #x
-#define JAXRNN_NAME(x) JAXRNN_TEXT(x)
-#define JAXRNN_JOIN(a, b) a##b
-#define JAXRNN_SYMBOL(name) JAXRNN_JOIN(build_, name)
 
 namespace jaxrnn {
 extern const Build JAXRNN_SYMBOL(JAXRNN_BUILD);

@@ -43,6 +43,7 @@ struct Forward {
   T *ys, *h_last, *c_last;
   T *saved, *cs;  // (T, B, 4 H) and (T, B, H); null in inference
   const T *h_initial = nullptr, *c_initial = nullptr, *w_hr = nullptr;
+  bool narrow = false;  // products of values rounded to bfloat16, for float without a projection
 };
 
 template <class T>
@@ -63,6 +64,7 @@ struct Adjoint {
   T *dh = nullptr, *m = nullptr;
   const T* w_hr = nullptr;
   T* dw_hr = nullptr;
+  bool narrow = false;
 };
 
 // Weights (depth, columns), or transposed (columns, depth), packed for products: `packed_size`
@@ -164,6 +166,20 @@ struct Kernels {
   void (*matmul)(const Matmul<T>&, int member, int members);
   void (*outer)(const OuterProducts<T>&, Workspace&, int member, int members);
 };
+
+// The kernels for calls that are `narrow`, in a library of its own instruction set.
+struct NarrowKernels {
+  void (*forward_memory)(const Forward<float>&, const Plan&, int64_t (&bytes)[kSlots]);
+  void (*forward)(const Forward<float>&, const Plan&, const Schedule&, Workspace&, int member);
+  void (*adjoint_memory)(const Adjoint<float>&, const Plan&, int64_t (&bytes)[kSlots]);
+  void (*adjoint)(const Adjoint<float>&, const Plan&, const Schedule&, Workspace&, int member);
+};
+
+// The table of a build is build_avx512, for example.
+#define JAXRNN_TEXT(x) #x
+#define JAXRNN_NAME(x) JAXRNN_TEXT(x)
+#define JAXRNN_JOIN(a, b) a##b
+#define JAXRNN_SYMBOL(name) JAXRNN_JOIN(build_, name)
 
 struct Build {
   const char* name;

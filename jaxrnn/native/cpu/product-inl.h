@@ -59,13 +59,13 @@ JAXRNN_INLINE void with_vectors(int n, F&& f) {
 // acc[r][first + v] += sum over k of rows[r][k] * panel[k][v], for N vectors. With few
 // accumulators, each is split over k to shorten the chains of dependent additions.
 template <class T, int N, int R, int A>
-JAXRNN_INLINE void multiply(V<T> (&acc)[R][A], int first, const T* const (&rows)[R], const T* panel,
-                            int64_t depth) {
+JAXRNN_INLINE void multiply(V<SumOf<T>> (&acc)[R][A], int first, const T* const (&rows)[R],
+                            const T* panel, int64_t depth) {
   constexpr int L = kLanes<T>;
   constexpr int split = R * N >= 8 ? 1 : R * N >= 4 ? 2 : 4;
   int64_t k = 0;
   if constexpr (split > 1) {
-    V<T> part[split][R][N] = {};
+    V<SumOf<T>> part[split][R][N] = {};
     for (; k + split <= depth; k += split)
 #pragma GCC unroll 4
       for (int s = 0; s < split; ++s)
@@ -73,7 +73,7 @@ JAXRNN_INLINE void multiply(V<T> (&acc)[R][A], int first, const T* const (&rows)
         for (int v = 0; v < N; ++v) {
           const V<T> w = load(panel + ((k + s) * N + v) * L);
 #pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) part[s][r][v] += rows[r][k + s] * w;
+          for (int r = 0; r < R; ++r) part[s][r][v] = add_product(part[s][r][v], rows[r][k + s], w);
         }
 #pragma GCC unroll 4
     for (int s = 0; s < split; ++s)
@@ -87,17 +87,17 @@ JAXRNN_INLINE void multiply(V<T> (&acc)[R][A], int first, const T* const (&rows)
     for (int v = 0; v < N; ++v) {
       const V<T> w = load(panel + (k * N + v) * L);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) acc[r][first + v] += rows[r][k] * w;
+      for (int r = 0; r < R; ++r) acc[r][first + v] = add_product(acc[r][first + v], rows[r][k], w);
     }
 }
 
 // sums[r][v] += the products of R rows with a panel of N vectors: one copy of the code for all
 // callers, which reads and writes the sums once.
 template <class T, int R, int N>
-__attribute__((noinline)) void multiply_block(V<T>* sums, const T* const* from, const T* panel,
-                                              int64_t depth) {
+__attribute__((noinline)) void multiply_block(V<SumOf<T>>* sums, const T* const* from,
+                                              const T* panel, int64_t depth) {
   const T* rows[R];
-  V<T> acc[R][N];
+  V<SumOf<T>> acc[R][N];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     rows[r] = from[r];
@@ -114,7 +114,7 @@ __attribute__((noinline)) void multiply_block(V<T>* sums, const T* const* from, 
 // Panels have at most 4 vectors.
 template <class T>
 struct Products {
-  void (*of[kRows * 4])(V<T>*, const T* const*, const T*, int64_t);
+  void (*of[kRows * 4])(V<SumOf<T>>*, const T* const*, const T*, int64_t);
 };
 
 template <class T, int... I>
@@ -126,7 +126,7 @@ template <class T>
 constexpr Products<T> kProducts = products<T>(std::make_integer_sequence<int, kRows * 4>());
 
 template <class T>
-JAXRNN_INLINE void multiply(V<T>* sums, const T* const* rows, int count, const T* panel,
+JAXRNN_INLINE void multiply(V<SumOf<T>>* sums, const T* const* rows, int count, const T* panel,
                             int vectors, int64_t depth) {
   kProducts<T>.of[(count - 1) * 4 + vectors - 1](sums, rows, panel, depth);
 }
@@ -150,7 +150,7 @@ __attribute__((noinline)) void pack_transposed(T* panel, const T* w, int64_t dep
   for (; k < depth; ++k) {
     T* to = panel + k * width;
     for (int64_t i = 0; i < n; ++i) to[i] = w[i * depth + k];
-    for (int64_t i = n < 0 ? 0 : n; i < L; ++i) to[i] = 0;
+    for (int64_t i = n < 0 ? 0 : n; i < L; ++i) to[i] = T{};
   }
 }
 

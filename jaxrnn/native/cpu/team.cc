@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <stdexcept>
+#include <type_traits>
 
 #if defined(_WIN32)
 #define NOMINMAX
@@ -35,6 +37,7 @@ void wait_for_all(Workspace& work) { work.all_.wait(); }
 
 // CMakeLists.txt defines a macro for each instruction set in the library.
 extern const Build build_avx512, build_avx2, build_portable;
+extern const NarrowKernels build_avx512bf16, build_portablebf16;
 
 std::vector<const Build*> builds() {
   std::vector<const Build*> found;
@@ -48,6 +51,17 @@ std::vector<const Build*> builds() {
   found.push_back(&build_portable);
 #endif
   return found;
+}
+
+const NarrowKernels* narrow_kernels(const Build& build) {
+#if defined(JAXRNN_WITH_avx512) && defined(JAXRNN_WITH_avx512bf16)
+  if (&build == &build_avx512 && __builtin_cpu_supports("avx512bf16")) return &build_avx512bf16;
+#endif
+#if defined(JAXRNN_WITH_portablebf16)
+  if (&build == &build_portable) return &build_portablebf16;
+#endif
+  (void)build;
+  return nullptr;
 }
 
 namespace {
@@ -110,10 +124,8 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
 // Divide the rows if there are enough to fill the blocks of every thread, which needs no waiting.
 // With few rows, divide the units instead, if a step is long enough to make the waiting worthwhile;
 // the recurrent weights of one thread then fit its cache.
-template <class T>
-Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int wanted) {
-  const int64_t weights =
-      shape.hidden * (gates(cell) * shape.outputs() + shape.projected) * int64_t(sizeof(T));
+Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int64_t bytes, int wanted) {
+  const int64_t weights = shape.hidden * (gates(cell) * shape.outputs() + shape.projected) * bytes;
   const bool many_rows = shape.batch >= 2 * build.rows * wanted;
   const bool can_split_rows = shape.batch >= wanted;
   const bool large = weights > (can_split_rows ? 512 << 10 : 96 << 10);
@@ -144,7 +156,7 @@ void run_call(const Build& build, const Call& call, const Pool& pool, int passes
               Kernel kernel) {
   const double work = seconds_of_work(call.cell, call.shape, passes);
   const int wanted = threads_for(work, pool);
-  Plan plan = choose_plan<T>(build, call.cell, call.shape, wanted);
+  Plan plan = choose_plan(build, call.cell, call.shape, call.narrow ? 2 : sizeof(T), wanted);
   const Work rows = plan_work(call.shape, call.mask, plan.groups);
   const Schedule schedule = rows.schedule(call.shape);
   std::unique_ptr<Workspace> workspace;
@@ -166,11 +178,23 @@ const Kernels<T>& table(const Build& build) {
     return build.f64;
 }
 
+// Calls f with the kernels for a call.
+template <class T, class Call, class F>
+void with_kernels(const Build& build, const Call& call, F f) {
+  if constexpr (std::is_same<T, float>::value)
+    if (call.narrow) {
+      const NarrowKernels* kernels = narrow_kernels(build);
+      if (!kernels) throw std::logic_error("there are no products in bfloat16");
+      return f(*kernels);
+    }
+  f(table<T>(build));
+}
+
 // Packing the weights costs as much as the products of several rows.
 template <class T>
 bool is_direct(const Forward<T>& call) {
   const int64_t rows = call.shape.steps * call.shape.batch;
-  return !call.mask && !call.w_hr && rows > 0 && rows <= kDirectRows;
+  return !call.mask && !call.w_hr && !call.narrow && rows > 0 && rows <= kDirectRows;
 }
 
 // Runs job(workspace, member, members) without shared memory.
@@ -203,13 +227,17 @@ double seconds_of_product(int64_t a, int64_t b, int64_t c) {
 template <class T>
 void run(const Build& build, const Forward<T>& call, const Pool& pool) {
   if (is_direct(call)) return run_direct<T>(build, call, pool);
-  run_call<T>(build, call, pool, 1, table<T>(build).forward_memory, table<T>(build).forward);
+  with_kernels<T>(build, call, [&](const auto& kernels) {
+    run_call<T>(build, call, pool, 1, kernels.forward_memory, kernels.forward);
+  });
 }
 
 template <class T>
 void run(const Build& build, const Adjoint<T>& call, const Pool& pool) {
-  run_call<T>(build, call, pool, 1 + (call.dw_hh != nullptr) + (call.dx != nullptr),
-              table<T>(build).adjoint_memory, table<T>(build).adjoint);
+  with_kernels<T>(build, call, [&](const auto& kernels) {
+    run_call<T>(build, call, pool, 1 + (call.dw_hh != nullptr) + (call.dx != nullptr),
+                kernels.adjoint_memory, kernels.adjoint);
+  });
 }
 
 template <class T>

@@ -154,6 +154,9 @@ class Team {
 // Kernels for the instruction sets of this machine, fastest first.
 std::vector<const Build*> builds();
 
+// The kernels with products in bfloat16, or null if the build or this machine has none.
+const NarrowKernels* narrow_kernels(const Build& build);
+
 // Runs the whole sequence, forward or backward, on the threads of a pool.
 template <class T>
 void run(const Build& build, const Forward<T>& call, const Pool& pool);
