@@ -176,8 +176,8 @@ class NativeRecurrence(Recurrence):
     def convert(self, weights: Weights, x: Array) -> tuple[Weights, Array]:
         """The weights and x in the dtype of the products; x is first rounded to the weights'."""
         if self.narrow:
-            low = {"ih": weights.ih.astype(jnp.bfloat16), "hh": weights.hh.astype(jnp.bfloat16)}
-            return weights._replace(**low), x.astype(jnp.bfloat16)
+            ih, hh, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (weights.ih, weights.hh, x))
+            return weights._replace(ih=ih, hh=hh), x
         x = x.astype(weights.ih.dtype)
         if not self.widens:
             return weights, x

@@ -36,7 +36,7 @@ def worst(got, wanted):
 @pytest.mark.parametrize("masked", ["dense", "lengths", "resets"])
 @pytest.mark.parametrize(
     "shape",
-    # One or two blocks, odd sizes, several blocks of steps, many rows, units divided by two threads.
+    # Odd sizes, several blocks of steps, many rows, units divided by two threads.
     [(2, 3, 3, 5), (6, 3, 4, 33), (150, 2, 5, 6), (9, 30, 16, 72), (12, 1, 7, 300)],
 )
 @pytest.mark.parametrize("cell", [cells.rnn_tanh, cells.lstm, cells.gru], ids=lambda c: c.name)

@@ -156,7 +156,7 @@ void run_call(const Build& build, const Call& call, const Pool& pool, int passes
               Kernel kernel) {
   const double work = seconds_of_work(call.cell, call.shape, passes);
   const int wanted = threads_for(work, pool);
-  Plan plan = choose_plan(build, call.cell, call.shape, call.narrow ? 2 : sizeof(T), wanted);
+  Plan plan = choose_plan(build, call.cell, call.shape, sizeof(T), wanted);
   const Work rows = plan_work(call.shape, call.mask, plan.groups);
   const Schedule schedule = rows.schedule(call.shape);
   std::unique_ptr<Workspace> workspace;
