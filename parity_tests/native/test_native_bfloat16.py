@@ -32,14 +32,20 @@ def worst(got, wanted):
     return max(np.abs(np.float64(g) - w).max() / (np.abs(w).max() + 1e-9) for g, w in pairs)
 
 
+# Odd sizes, several blocks of steps, many rows, units divided by two threads.
+SHAPES = [(2, 3, 3, 5), (6, 3, 4, 33), (150, 2, 5, 6), (9, 30, 16, 72), (12, 1, 7, 300)]
+MASKED = ["dense", "lengths", "resets"]
+
+
 @needs_instructions
-@pytest.mark.parametrize("masked", ["dense", "lengths", "resets"])
 @pytest.mark.parametrize(
-    "shape",
-    # Odd sizes, several blocks of steps, many rows, units divided by two threads.
-    [(2, 3, 3, 5), (6, 3, 4, 33), (150, 2, 5, 6), (9, 30, 16, 72), (12, 1, 7, 300)],
+    ("cell", "shape", "masked"),
+    [
+        pytest.param(cell, shape, MASKED[(k + n) % 3], id=f"{cell.name}-{n}-{MASKED[(k + n) % 3]}")
+        for k, cell in enumerate([cells.rnn_tanh, cells.lstm, cells.gru])
+        for n, shape in enumerate(SHAPES)
+    ],
 )
-@pytest.mark.parametrize("cell", [cells.rnn_tanh, cells.lstm, cells.gru], ids=lambda c: c.name)
 def test_products_of_rounded_values(cell, shape, masked):
     """The error against float64 is that of `Scan`, whose products are of rounded values too."""
     weights, x, carry = arguments(cell, shape, jnp.float32)

@@ -250,8 +250,8 @@ def test_a_mask_of_numbers_is_converted_to_booleans():
 
 
 def test_on_several_devices():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    flags["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    flags = {"XLA_FLAGS": devices, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     got = subprocess.run(
         [sys.executable, "-c", DEVICES.replace("EACH", EACH)],
         env={**os.environ, **flags},

@@ -98,8 +98,8 @@ print("compared")
 
 
 def test_each_device_runs_its_own_rows():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    flags["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    flags = {"XLA_FLAGS": devices, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     got = subprocess.run(
         [sys.executable, "-c", SCRIPT], env={**os.environ, **flags}, capture_output=True, text=True
     )

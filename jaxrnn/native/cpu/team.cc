@@ -124,8 +124,10 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
 // Divide the rows if there are enough to fill the blocks of every thread, which needs no waiting.
 // With few rows, divide the units instead, if a step is long enough to make the waiting worthwhile;
 // the recurrent weights of one thread then fit its cache.
-Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int64_t bytes, int wanted) {
-  const int64_t weights = shape.hidden * (gates(cell) * shape.outputs() + shape.projected) * bytes;
+template <class T>
+Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int wanted) {
+  const int64_t weights =
+      shape.hidden * (gates(cell) * shape.outputs() + shape.projected) * int64_t(sizeof(T));
   const bool many_rows = shape.batch >= 2 * build.rows * wanted;
   const bool can_split_rows = shape.batch >= wanted;
   const bool large = weights > (can_split_rows ? 512 << 10 : 96 << 10);
@@ -156,7 +158,7 @@ void run_call(const Build& build, const Call& call, const Pool& pool, int passes
               Kernel kernel) {
   const double work = seconds_of_work(call.cell, call.shape, passes);
   const int wanted = threads_for(work, pool);
-  Plan plan = choose_plan(build, call.cell, call.shape, sizeof(T), wanted);
+  Plan plan = choose_plan<T>(build, call.cell, call.shape, wanted);
   const Work rows = plan_work(call.shape, call.mask, plan.groups);
   const Schedule schedule = rows.schedule(call.shape);
   std::unique_ptr<Workspace> workspace;
