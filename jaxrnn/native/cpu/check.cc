@@ -282,6 +282,21 @@ int check_choice() {
   return failures;
 }
 
+// Memory of recent calls is kept, however many others there were before.
+int check_memory() {
+  for (int64_t i = 0; i < 100; ++i) Memory(int64_t(64 << 10) + i * 4096);
+  for (int64_t i = 0; i < 10; ++i) {
+    std::vector<Memory> held;
+    for (int64_t k = 0; k < 12; ++k) held.emplace_back((int64_t(1) << 20) + k * 4096);
+  }
+  constexpr int64_t size = int64_t(8) << 20;
+  void* const first = Memory(size).get();
+  const std::vector<char> other(static_cast<size_t>(size));  // takes the place of what is free
+  if (Memory(size).get() == first) return 0;
+  std::printf("the memory of the last call is not kept\n");
+  return 1;
+}
+
 }  // namespace
 
 // `few` checks shapes that cover a single unit, cut vectors, several panels, and work for several
@@ -294,7 +309,7 @@ int main(int argc, char** argv) {
                                    {70, 2, 16, 64}, {9, 41, 20, 72}, {25, 3, 40, 300}};
   std::vector<Shape> shapes = some;
   if (!few) shapes.insert(shapes.end(), more.begin(), more.end());
-  int failures = check_choice(), count = 0;
+  int failures = check_choice() + check_memory(), count = 0;
   auto check_all = [&](CellKind cell, bool projects) {
     for (const Shape& shape : shapes)
       for (bool masked : {false, true}) {

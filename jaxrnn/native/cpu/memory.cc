@@ -32,7 +32,8 @@ void release(const Block& block) {
 #endif
 }
 
-// Blocks that no call uses, up to a bound.
+// Blocks that no call uses, up to a bound; the oldest make room for new ones, so that calls whose
+// shapes do not return leave none to the others.
 class Kept {
  public:
   Kept() { blocks_.reserve(kMostBlocks); }  // so that `give` does not throw
@@ -46,22 +47,27 @@ class Kept {
           (best == blocks_.end() || at->size < best->size))
         best = at;
     if (best == blocks_.end()) return {};
-    const Block found = *best;
-    *best = blocks_.back();
-    blocks_.pop_back();
-    total_ -= found.size;
-    return found;
+    return remove(best);
   }
 
   bool give(const Block& block) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (blocks_.size() >= kMostBlocks || total_ + block.size > kMostBytes) return false;
+    if (block.size > kMostBytes) return false;
+    while (blocks_.size() >= kMostBlocks || total_ + block.size > kMostBytes)
+      release(remove(blocks_.begin()));
     blocks_.push_back(block);
     total_ += block.size;
     return true;
   }
 
  private:
+  Block remove(std::vector<Block>::iterator at) {
+    const Block block = *at;
+    blocks_.erase(at);
+    total_ -= block.size;
+    return block;
+  }
+
   static constexpr size_t kMostBlocks = 64, kMostBytes = size_t(32) << 20;
   std::mutex mutex_;
   std::vector<Block> blocks_;
