@@ -14,8 +14,8 @@ import types
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 # The many small programs of the tests compile in a third of the time without optimisations and by
-# XLA's older emitters. With XLA_FLAGS set, if to nothing, they compile as a user's do: so the core
-# in `make test-newest` and `make test-isa`.
+# XLA's older emitters. With XLA_FLAGS set, even to an empty string, they compile as a user's do:
+# `make test-newest` and `make test-isa` run the core so.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "

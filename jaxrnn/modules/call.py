@@ -82,8 +82,9 @@ def run_layers(
         cell = zoneout.with_masks(cell, held)
         strategy = _masking(strategy, noise, steps, form.sizes)
     elif dtype == jnp.bfloat16 and weights[0][0].ih.dtype == wide and not form.rates.recurrent:
-        rounds = rounding(form.strategy, cell, weights[0][0], x, carry)
-        strategy, dtype = (form.strategy, dtype) if rounds is None else (rounds, wide)
+        all_round = [rounding(form.strategy, cell, w, x, carry) for sides in weights for w in sides]
+        if None not in all_round:
+            strategy, dtype = all_round[0], wide
     ys, last = layers.stack(
         cell,
         [[prepared(w, next(numbers)) for w in sides] for sides in weights],

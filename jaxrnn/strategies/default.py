@@ -43,9 +43,9 @@ def default(cell: Cell, weights: Weights, x: Array, carry: Carry) -> Strategy:
 def rounding(
     strategy: Strategy | None, cell: Cell, weights: Weights, x: Array, carry: Carry
 ) -> Strategy | None:
-    """The same strategy for float32 that is rounded to bfloat16 in its products alone.
+    """The strategy that takes float32 arrays and rounds them to bfloat16 in its products.
 
-    None if there is none: then weights and inputs are to be converted.
+    It stands for `strategy`. None if there is none: then weights and inputs are to be converted.
     """
     if not (on_cpu() and multiplies_bfloat16(None)):
         return None

@@ -156,7 +156,7 @@ class NativeRecurrence(Recurrence):
     widens: bool = False
     """Products of arguments in bfloat16 are computed in float32."""
     narrow: bool = False
-    """They are computed in bfloat16 on a CPU, the states rounded to it too."""
+    """Products of bfloat16 or float32 are of values rounded to bfloat16 on a CPU, states too."""
     precision: lax.PrecisionLike = None
     reverse: bool = False
     local = True
@@ -174,7 +174,10 @@ class NativeRecurrence(Recurrence):
         return scan.plain(*self.convert(weights, x), carry, mask)
 
     def convert(self, weights: Weights, x: Array) -> tuple[Weights, Array]:
-        """The weights and x in the dtype of the products; x is first rounded to the weights'."""
+        """The weights and x in the dtype of the products, where no kernel rounds them.
+
+        With `widens` x is first rounded to the weights' dtype.
+        """
         if self.narrow:
             ih, hh, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (weights.ih, weights.hh, x))
             return weights._replace(ih=ih, hh=hh), x
@@ -223,7 +226,7 @@ def _like(a: Any) -> jax.ShapeDtypeStruct:
 
 
 def _widened(weights: Weights, x: Array, dtype: Any) -> tuple[Weights, Array]:
-    """Operands in the dtype of the kernel's arrays, where `narrow` has them rounded again."""
+    """Operands in the dtype of the CPU kernel's arrays; with `narrow` it rounds them again."""
     return jax.tree.map(lambda w: w.astype(dtype), (weights, x))
 
 
@@ -344,7 +347,8 @@ def _served_on_cuda(kernel: NativeRecurrence, weights: Weights, x: Any, carry: A
     """Batches without rows have no kernel; a single step costs less without."""
     steps, batch, _ = x.shape
     refused = calls.refusal(CELLS.index(kernel.cell), weights, x, carry)
-    return steps > 1 and batch > 0 and weights.hr is None and not refused
+    runs = steps > 1 and batch > 0 and weights.hr is None and not refused
+    return runs and not kernel.narrow  # chosen for a CPU
 
 
 def _serves_forward(call: ForwardCall, weights: Weights, x: Any, carry: Any, _: Any) -> bool:
@@ -353,6 +357,15 @@ def _serves_forward(call: ForwardCall, weights: Weights, x: Any, carry: Any, _: 
 
 def _serves_adjoint(call: AdjointCall, fixed: Any, _: Any) -> bool:
     return _served_on_cuda(call.kernel, *fixed[:3])
+
+
+def _fits_forward(call: ForwardCall, _: Weights, x: Any, carry: Any, mask: Any) -> bool:
+    """False for bfloat16 where the default backend is a GPU, for which nothing was converted."""
+    return call.kernel.narrow or x.dtype == carry[0].dtype
+
+
+def _fits_adjoint(call: AdjointCall, fixed: Any, _: Any) -> bool:
+    return call.kernel.narrow or fixed[1].dtype == fixed[2][0].dtype
 
 
 def _faster_for_each(x: Any, carry: Any) -> bool:
@@ -403,7 +416,7 @@ forward = primitive.make_primitive(
     "jaxrnn_forward",
     _forward_plain,
     {
-        "cpu": primitive.Kernel(_forward_on_cpu, serves_each=_serves_each_forward),
+        "cpu": primitive.Kernel(_forward_on_cpu, _fits_forward, _serves_each_forward),
         "cuda": primitive.Kernel(_forward_on_cuda, _serves_forward),
     },
     _forward_rows,
@@ -412,7 +425,7 @@ adjoint = primitive.make_primitive(
     "jaxrnn_adjoint",
     _adjoint_plain,
     {
-        "cpu": primitive.Kernel(_adjoint_on_cpu, serves_each=_serves_each_adjoint),
+        "cpu": primitive.Kernel(_adjoint_on_cpu, _fits_adjoint, _serves_each_adjoint),
         "cuda": primitive.Kernel(_adjoint_on_cuda, _serves_adjoint),
     },
     _adjoint_rows,

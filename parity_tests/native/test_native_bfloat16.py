@@ -75,7 +75,7 @@ def test_products_of_rounded_values(cell, shape, masked):
 @needs_instructions
 @pytest.mark.parametrize("cell", [cells.lstm, cells.gru], ids=lambda c: c.name)
 def test_steps_one_at_a_time_equal_the_sequence(cell):
-    """A direct call rounds the states as the kernel for sequences does."""
+    """A call of one step rounds the states as one of many does."""
     weights, x, carry = arguments(cell, (12, 2, 3, 40), jnp.float32)
     run = partial(strategies.Native(), cell, rounded(weights))
     whole, last = run(x, carry)

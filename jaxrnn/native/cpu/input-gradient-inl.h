@@ -82,7 +82,8 @@ void input_gradient(const Adjoint<T>& f, const Plan& plan, const Schedule& sched
     }
     for (int64_t column = 0; column < s.inputs; column += vectors * kLanes<T>)
       for_blocks(count, [&](int rows, int64_t at) {
-        input_block<T, P>(f, panels, column, vectors, steps + at, rows, cotangents + at * size);
+        input_block<T, P>(f, panels, column, vectors, steps + at, rows,
+                          kNarrow<P> ? cotangents + at * size : nullptr);
       });
   }
 }

@@ -167,7 +167,8 @@ struct Kernels {
   void (*outer)(const OuterProducts<T>&, Workspace&, int member, int members);
 };
 
-// The kernels for calls that are `narrow`, in a library of its own instruction set.
+// The kernels for calls that are `narrow`, compiled for an instruction set of their own. It flushes
+// subnormal numbers to 0.
 struct NarrowKernels {
   void (*forward_memory)(const Forward<float>&, const Plan&, int64_t (&bytes)[kSlots]);
   void (*forward)(const Forward<float>&, const Plan&, const Schedule&, Workspace&, int member);

@@ -57,7 +57,7 @@ const NarrowKernels* narrow_kernels(const Build& build) {
 #if defined(JAXRNN_WITH_avx512) && defined(JAXRNN_WITH_avx512bf16)
   if (&build == &build_avx512 && __builtin_cpu_supports("avx512bf16")) return &build_avx512bf16;
 #endif
-#if defined(JAXRNN_WITH_portablebf16)
+#if defined(JAXRNN_WITH_portable) && defined(JAXRNN_WITH_portablebf16)
   if (&build == &build_portable) return &build_portablebf16;
 #endif
   (void)build;
