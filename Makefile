@@ -24,9 +24,10 @@ test: $(VENV)/test
 test-fast: $(VENV)/test
 	$(PYTEST) -m core
 
-# The core with XLA and oneDNN limited to older instruction sets; the kernel's own builds are compared
-# by the tests wherever they run.
+# The core as users compile it, then with XLA and oneDNN limited to older instruction sets; the kernel's
+# own builds are compared by the tests wherever they run.
 test-isa: $(VENV)/test
+	XLA_FLAGS= $(PYTEST) -m core
 	XLA_FLAGS=--xla_cpu_max_isa=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m core
 	XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m core
 

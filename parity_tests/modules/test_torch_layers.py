@@ -68,6 +68,7 @@ def test_the_case_table_in_float64(kind, layers, bidirectional, bias, batch_firs
     assert_parity(theirs, ours, x, hx=hx, lengths=lengths, dtype="float64")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layers", [1, 2])
 @every_kind
