@@ -118,13 +118,11 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
       static_cast<const P**>(private_memory(work, member, group.size * int64_t(sizeof(P*))));
   int32_t* active = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
   int32_t* fresh = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
-  int32_t* place = static_cast<int32_t*>(private_memory(work, member, group.size * 4));
   P* zeros = static_cast<P*>(private_memory(work, member, depth * int64_t(sizeof(P))));
   copy<P>(zeros, nullptr, depth);
   for (int64_t j = 0; j < group.size; ++j) {
     const int64_t b = group.rows[j];
     next[j] = zeros;
-    place[j] = 0;
     const int64_t h = b * s.outputs() + states.begin, c = b * s.hidden + units.begin;
     copy(f.dh0 + h, f.d_h + h, states.size());
     if (f.dc0) copy(f.dc0 + c, f.d_c + c, units.size());
@@ -132,13 +130,12 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
     if (f.dc_initial) copy<T>(f.dc_initial + c, nullptr, units.size());
   }
 
-  // The cotangents of each row in bfloat16 have two places: one is read, the other written.
-  P* rounded = kNarrow<P> ? static_cast<P*>(shared_memory(work, kRoundedCotangents)) : nullptr;
+  Places rounded{};
+  if (kNarrow<P>) rounded = places(work, kRoundedCotangents, depth, group.rows, group.size, member);
   auto cotangents = [&](int64_t j, int64_t at) -> const P* {
     const T* from = f.gates + at * C::kSaved * s.hidden;
     if constexpr (kNarrow<P>) {
-      P* to = rounded + (2 * group.rows[j] + place[j]) * depth;
-      place[j] = 1 - place[j];
+      P* to = rounded.other(j);
       for (int g = 0; g < C::kGates; ++g)
         narrow(to + g * part + units.begin / 2, from + g * s.hidden + units.begin, units.size());
       return to;
@@ -197,16 +194,6 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
   step.t = -1;
   for (int64_t j = 0; j < group.size; ++j) active[j] = int32_t(j);
   run(active, group.size);
-}
-
-// Packs the rows of a weight matrix, a part for each gate.
-template <class T, class P>
-void pack_gates(P* panels, const T* w, int64_t parts, int64_t hidden, int64_t columns,
-                int64_t width, int member, int members) {
-  if constexpr (kNarrow<P>)
-    pack_plain_pairs(panels, w, parts, hidden, columns, width, member, members);
-  else
-    pack_plain(panels, w, parts * hidden, columns, width, member, members);
 }
 
 template <class T, class P, class C>

@@ -76,8 +76,8 @@ class Data {
                  lstm ? cs.data() : nullptr,
                  m ? h_initial.data() : nullptr,
                  m && lstm ? c_initial.data() : nullptr,
-                 projected ? w_hr.data() : nullptr,
-                 case_.narrow};
+                 projected ? w_hr.data() : nullptr};
+    f.narrow = case_.narrow;
     Threads workers(threads, idle);
     jaxrnn::run(build, f, workers.pool);
     std::vector<T> dx(x.size()), dw_ih(size_t(rows * inputs)), dw_hh(size_t(rows * outputs));
@@ -113,8 +113,8 @@ class Data {
                  dh.data(),
                  cs.data(),
                  projected ? w_hr.data() : nullptr,
-                 projected ? dw_hr.data() : nullptr,
-                 case_.narrow};
+                 projected ? dw_hr.data() : nullptr};
+    a.narrow = case_.narrow;
     Threads others(threads, idle);
     jaxrnn::run(build, a, others.pool);
     std::vector<T> everything;

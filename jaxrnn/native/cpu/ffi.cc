@@ -98,25 +98,16 @@ ffi::Error forward(ffi::ThreadPool threads, int32_t cell, int32_t build, bool re
                    ffi::RemainingArgs initial, Out ys, Out h, Out c, Out saved, Out cs) {
   return by_type(x.element_type(), [&](auto zero) {
     using T = decltype(zero);
-    Forward<T> call{CellKind(cell),
-                    shape_of(x, h0, w_hr, reverse),
-                    data<T>(x),
-                    data<T>(w_ih),
-                    data<T>(w_hh),
-                    data<T>(b_ih),
-                    data<T>(b_hh),
-                    data<T>(h0),
-                    data<T>(c0),
-                    data<uint8_t>(mask),
-                    data<T>(*ys),
-                    data<T>(*h),
-                    data<T>(*c),
-                    data<T>(*saved),
-                    data<T>(*cs),
-                    given<T>(initial, 0),
-                    given<T>(initial, 1),
-                    data<T>(w_hr),
-                    narrow};
+    Forward<T> call{CellKind(cell),       shape_of(x, h0, w_hr, reverse),
+                    data<T>(x),           data<T>(w_ih),
+                    data<T>(w_hh),        data<T>(b_ih),
+                    data<T>(b_hh),        data<T>(h0),
+                    data<T>(c0),          data<uint8_t>(mask),
+                    data<T>(*ys),         data<T>(*h),
+                    data<T>(*c),          data<T>(*saved),
+                    data<T>(*cs),         given<T>(initial, 0),
+                    given<T>(initial, 1), data<T>(w_hr)};
+    call.narrow = narrow;
     for (Out* result : {&ys, &saved, &cs}) want_huge_pages(**result);
     run(build_named(build), call, pool_of(threads));
   });
@@ -157,8 +148,8 @@ ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool re
                     data<T>(*dh),
                     data<T>(*m),
                     data<T>(w_hr),
-                    data<T>(*dw_hr),
-                    narrow};
+                    data<T>(*dw_hr)};
+    call.narrow = narrow;
     want_huge_pages(*dx);
     run(build_named(build), call, pool_of(threads));
   });

@@ -29,20 +29,6 @@ void forward_memory(const Forward<T>& f, const Plan&, int64_t (&bytes)[kSlots]) 
   });
 }
 
-// Packs one vector of a panel from rows of `depth` elements; `rounded` is memory for kLanes rows of
-// pairs.
-template <class T, class P>
-void pack_units(P* panel, const T* w, int64_t depth, int64_t width, int64_t lanes, P* rounded) {
-  if constexpr (kNarrow<P>) {
-    const int64_t pairs = row_size<P>(depth);
-    for (int64_t i = 0; i < min<int64_t>(lanes, kLanes<P>); ++i)
-      narrow(rounded + i * pairs, w + i * depth, depth);
-    pack_transposed(panel, rounded, pairs, width, lanes);
-  } else {
-    pack_transposed(panel, w, depth, width, lanes);
-  }
-}
-
 template <class T, class P, class C>
 void pack_forward(const Forward<T>& f, P* wx, P* wh, T* bias, int64_t p, P* rounded) {
   constexpr int L = kLanes<T>;
@@ -66,24 +52,6 @@ void pack_forward(const Forward<T>& f, P* wx, P* wh, T* bias, int64_t p, P* roun
   }
 }
 
-// The states of a group's rows in bfloat16. Each row has two places, since members of the group
-// read its state while others write the next one.
-template <class T, class P>
-struct Rounded {
-  P* at;  // (B, 2, size)
-  int64_t size;
-  const P** current;  // by position in the group
-
-  // Writes a share of the next state of the row b at position j, or of its present one.
-  void write(int64_t j, int64_t b, const T* h, const Share& own, bool next) {
-    P* first = at + 2 * b * size;
-    const bool second = (current[j] == first) == next;
-    P* to = first + (second ? size : 0);
-    narrow(to + own.begin / 2, h + own.begin, own.size());
-    if (next) current[j] = to;
-  }
-};
-
 template <class T, class P, class C>
 void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P* wh, const T* bias,
                   Workspace& work, int member) {
@@ -106,14 +74,18 @@ void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P*
     if (f.c0) copy(f.c_last + own, f.c0 + own, units.size());
   }
   const P** operands;
-  Rounded<T, P> rounded;
+  Places rounded{};
+  // Writes the member's units of h[j] in bfloat16, as the operands from now on.
+  auto round_into = [&]([[maybe_unused]] Pair* to, [[maybe_unused]] int64_t j) {
+    if constexpr (kNarrow<P>) {
+      narrow(to + units.begin / 2, h[j] + units.begin, units.size());
+      operands[j] = to;
+    }
+  };
   if constexpr (kNarrow<P>) {
     operands = static_cast<const P**>(space(group.size * int64_t(sizeof(P*))));
-    rounded = {static_cast<P*>(shared_memory(work, kRounded)), row_size<P>(outputs), operands};
-    for (int64_t j = 0; j < group.size; ++j) {
-      operands[j] = rounded.at + 2 * group.rows[j] * rounded.size;
-      rounded.write(j, group.rows[j], h[j], units, false);
-    }
+    rounded = places(work, kRounded, row_size<P>(outputs), group.rows, group.size, member);
+    for (int64_t j = 0; j < group.size; ++j) round_into(rounded.of(j), j);
     if (group.parts > 1) wait_for_all(work);
   } else {
     operands = h;
@@ -138,10 +110,12 @@ void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P*
   auto gather = [&](int64_t n, int64_t t, int64_t count) {
     for (int64_t j = 0; j < count; ++j) {
       const T* from = f.x + (t * s.batch + group.rows[active[j]]) * s.inputs;
-      if constexpr (kNarrow<P>)
-        narrow(narrow_x + (n + j) * inputs, from, s.inputs), x[n + j] = narrow_x + (n + j) * inputs;
-      else
+      if constexpr (kNarrow<P>) {
+        narrow(narrow_x + (n + j) * inputs, from, s.inputs);
+        x[n + j] = narrow_x + (n + j) * inputs;
+      } else {
         x[n + j] = from;
+      }
     }
     return n + count;
   };
@@ -167,7 +141,7 @@ void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P*
       const int64_t b = group.rows[fresh[j]], own = b * s.hidden + units.begin;
       h[fresh[j]] = f.h_initial + b * outputs;
       if (f.c0) copy(f.c_last + own, f.c_initial + own, units.size());
-      if constexpr (kNarrow<P>) rounded.write(fresh[j], b, h[fresh[j]], units, false);
+      if (kNarrow<P>) round_into(rounded.of(fresh[j]), fresh[j]);
     }
     if (kNarrow<P> && resets > 0 && group.parts > 1) wait_for_all(work);
     if (!gx) gather(0, t, count);
@@ -189,7 +163,7 @@ void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P*
       T* y = f.ys + (t * s.batch + group.rows[active[j]]) * outputs;
       if (j < count) {
         h[active[j]] = y;
-        if constexpr (kNarrow<P>) rounded.write(active[j], group.rows[active[j]], y, units, true);
+        if (kNarrow<P>) round_into(rounded.other(active[j]), active[j]);
       } else {
         copy<T>(y + states.begin, nullptr, states.size());
       }

@@ -3,6 +3,7 @@
 // The sums of the products, the states and everything that is stored remain float.
 #pragma once
 
+#include "kernel.h"
 #include "product-inl.h"
 
 namespace {
@@ -76,6 +77,52 @@ inline void pack_plain_pairs(Pair* panels, const float* w, int64_t parts, int64_
       pack_pairs(panels + (p * parts * pairs + i) * width, from,
                  k + 1 < rows ? from + columns : nullptr, width, columns - p * width);
     }
+}
+
+// Packs one vector of a panel from rows of `depth` elements; `rounded` is memory for kLanes rows of
+// pairs.
+template <class T, class P>
+void pack_units(P* panel, const T* w, int64_t depth, int64_t width, int64_t lanes, P* rounded) {
+  if constexpr (kNarrow<P>) {
+    const int64_t pairs = row_size<P>(depth);
+    for (int64_t i = 0; i < min<int64_t>(lanes, kLanes<P>); ++i)
+      narrow(rounded + i * pairs, w + i * depth, depth);
+    pack_transposed(panel, rounded, pairs, width, lanes);
+  } else {
+    pack_transposed(panel, w, depth, width, lanes);
+  }
+}
+
+// Packs the rows of a weight matrix, a part for each gate.
+template <class T, class P>
+void pack_gates(P* panels, const T* w, int64_t parts, int64_t hidden, int64_t columns,
+                int64_t width, int member, int members) {
+  if constexpr (kNarrow<P>)
+    pack_plain_pairs(panels, w, parts, hidden, columns, width, member, members);
+  else
+    pack_plain(panels, w, parts * hidden, columns, width, member, members);
+}
+
+// Rows in bfloat16 that change from step to step, by position in a group. Each has two places,
+// since members of the group read the one while others write the other.
+struct Places {
+  Pair* at;  // (B, 2, size)
+  int64_t size;
+  const int32_t* rows;
+  uint8_t* second;
+
+  Pair* of(int64_t j) const { return at + (2 * rows[j] + second[j]) * size; }
+  Pair* other(int64_t j) {
+    second[j] ^= 1;
+    return of(j);
+  }
+};
+
+inline Places places(Workspace& work, int slot, int64_t size, const int32_t* rows, int64_t count,
+                     int member) {
+  auto* second = static_cast<uint8_t*>(private_memory(work, member, count));
+  for (int64_t j = 0; j < count; ++j) second[j] = 0;
+  return {static_cast<Pair*>(shared_memory(work, slot)), size, rows, second};
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 // registers. Rows are accessed through pointers, so blocks leave out rows that have ended.
 #pragma once
 
-#include "simd-inl.h"
+#include "pair-inl.h"
 
 namespace {
 
