@@ -7,6 +7,7 @@ the names of the instruction sets that this machine supports. The package also w
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -30,17 +31,6 @@ def _folders() -> list[Path]:
 
 
 @functools.cache
-def narrow_builds() -> tuple[str, ...]:
-    """Return the names of the builds whose products can be in bfloat16 on this machine."""
-    where = path()
-    if where is None:
-        return ()
-    library = ctypes.CDLL(str(where))
-    library.jaxrnn_narrow_builds.restype = ctypes.c_char_p
-    return tuple(filter(None, library.jaxrnn_narrow_builds().decode().split(",")))
-
-
-@functools.cache
 def load() -> tuple[str, ...]:
     """Register the foreign functions once, and return the names of the builds, fastest first.
 
@@ -53,5 +43,16 @@ def load() -> tuple[str, ...]:
     for name in (FORWARD, ADJOINT, PACK, MULTIPLY, OUTER, EMPTY):
         capsule = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
-    library.jaxrnn_builds.restype = ctypes.c_char_p
-    return tuple(library.jaxrnn_builds().decode().split(","))
+    return _names(library.jaxrnn_builds)
+
+
+@functools.cache
+def narrow_builds() -> tuple[str, ...]:
+    """Return the names of the builds that multiply in bfloat16 on this machine."""
+    where = path()
+    return () if where is None else _names(ctypes.CDLL(str(where)).jaxrnn_narrow_builds)
+
+
+def _names(function: Any) -> tuple[str, ...]:
+    function.restype = ctypes.c_char_p
+    return tuple(filter(None, function().decode().split(",")))

@@ -126,10 +126,9 @@ class Native(Base):
         require(self, cell, weights, x, carry)
         build = 0 if self.build is None else native.load().index(self.build)
         low = on_cpu() and weights.ih.dtype != carry[0].dtype
-        narrow = low and weights.hr is None and multiplies_bfloat16(self.build)
-        widens = low and not narrow
-        narrow = narrow or self.products is not None
-        return NativeRecurrence(cell, build, widens, narrow, **options)
+        rounds = low and weights.hr is None and multiplies_bfloat16(self.build)
+        narrow = rounds or self.products is not None
+        return NativeRecurrence(cell, build, low and not narrow, narrow, **options)
 
 
 def on_cpu() -> bool:
@@ -171,16 +170,19 @@ class NativeRecurrence(Recurrence):
     ) -> tuple[Array, Carry]:
         unroll = steps_per_iteration()
         scan = ScanRecurrence(self.cell, unroll, self.precision, self.reverse)
-        return scan.plain(*self.convert(weights, x), carry, mask)
-
-    def convert(self, weights: Weights, x: Array) -> tuple[Weights, Array]:
-        """The weights and x in the dtype of the products, where no kernel rounds them.
-
-        With `widens` x is first rounded to the weights' dtype.
-        """
+        weights, x = self.convert(weights, x)
         if self.narrow:
             ih, hh, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (weights.ih, weights.hh, x))
-            return weights._replace(ih=ih, hh=hh), x
+            weights = weights._replace(ih=ih, hh=hh)
+        return scan.plain(weights, x, carry, mask)
+
+    def convert(self, weights: Weights, x: Array) -> tuple[Weights, Array]:
+        """The weights and x in the dtype of the products; x is first rounded to the weights'.
+
+        With `narrow` the kernel rounds both.
+        """
+        if self.narrow:
+            return weights, x
         x = x.astype(weights.ih.dtype)
         if not self.widens:
             return weights, x
@@ -189,16 +191,14 @@ class NativeRecurrence(Recurrence):
     def run(
         self, weights: Weights, x: Array, carry: Carry, mask: Array | None, *, save: bool
     ) -> tuple[Array, Carry, Any, Any]:
-        if not self.narrow:  # else the kernel rounds them
-            weights, x = self.convert(weights, x)
+        weights, x = self.convert(weights, x)
         ys, last, saved = forward(ForwardCall(self, save), weights, x, carry, mask)
         return ys, last, saved if save else (), ()
 
     def pull(self, fixed: Fixed, like: Any, cotangents: Tangents) -> Operands:
         weights, x, *rest = fixed
         call = AdjointCall(self, with_dx=like[1] is not None, with_weights=like[0] is not None)
-        operands = (weights, x) if self.narrow else self.convert(weights, x)
-        dweights, dx, dcarry = adjoint(call, (*operands, *rest), cotangents)
+        dweights, dx, dcarry = adjoint(call, (*self.convert(weights, x), *rest), cotangents)
         if self.widens and dweights is not None:
             dweights = jax.tree.map(lambda d, w: d.astype(w.dtype), dweights, like[0])
         return dweights, None if dx is None else dx.astype(x.dtype), dcarry
