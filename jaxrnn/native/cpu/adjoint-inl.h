@@ -9,16 +9,28 @@ namespace {
 
 using namespace jaxrnn;
 
+// Vectors in a panel of W_hh^T, fewer where those that walk together would get no panel of their
+// own.
+template <class T>
+int back_vectors(const Adjoint<T>& f, const Plan& plan) {
+  const int64_t columns = f.shape.outputs();
+  const int vectors = panel_vectors<T>(columns);
+  const bool too_few = ceil_div(columns, vectors * kLanes<T>) < plan.together;
+  return vectors == 4 && too_few && !f.w_hr ? 2 : vectors;
+}
+
 template <class T, class P = T>
-void adjoint_memory(const Adjoint<T>& f, const Plan&, int64_t (&bytes)[kSlots]) {
+void adjoint_memory(const Adjoint<T>& f, const Plan& plan, int64_t (&bytes)[kSlots]) {
   const Shape& s = f.shape;
-  auto padded = [](int64_t n) {
-    return ceil_div(n, panel_vectors<T>(n) * kLanes<T>) * panel_vectors<T>(n) * kLanes<T>;
+  auto padded = [](int64_t n, int vectors) {
+    return ceil_div(n, vectors * kLanes<T>) * vectors * kLanes<T>;
   };
   const int64_t depth = gates(f.cell) * row_size<P>(s.hidden);
-  bytes[kBackPanels] = depth * padded(s.outputs()) * int64_t(sizeof(P));
-  bytes[kInputBackPanels] = f.dx ? depth * padded(s.inputs) * int64_t(sizeof(P)) : 0;
-  bytes[kProjectionBackPanels] = s.projected * padded(s.hidden) * int64_t(sizeof(T));
+  bytes[kBackPanels] = depth * padded(s.outputs(), back_vectors(f, plan)) * int64_t(sizeof(P));
+  bytes[kInputBackPanels] =
+      f.dx ? depth * padded(s.inputs, panel_vectors<T>(s.inputs)) * int64_t(sizeof(P)) : 0;
+  bytes[kProjectionBackPanels] =
+      s.projected * padded(s.hidden, panel_vectors<T>(s.hidden)) * int64_t(sizeof(T));
   if (kNarrow<P>) bytes[kRoundedCotangents] = 2 * s.batch * depth * int64_t(sizeof(P));
 }
 
@@ -106,13 +118,13 @@ __attribute__((noinline)) void adjoint_block(const AdjointStep<T, P>& s, int64_t
 }
 
 template <class T, class P, class C>
-void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& group,
+void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& group, int vectors,
                   const P* packed, Workspace& work, int member) {
   const Shape& s = f.shape;
   const int64_t part = row_size<P>(s.hidden), depth = C::kGates * part;
-  const int vectors = panel_vectors<T>(s.outputs());
   const Share states(group, s.outputs(), vectors * kLanes<T>);
-  const Share units(group, s.hidden, panel_vectors<T>(s.hidden) * kLanes<T>);
+  const int unit_vectors = f.w_hr ? panel_vectors<T>(s.hidden) : vectors;
+  const Share units(group, s.hidden, unit_vectors * kLanes<T>);
   const T* projection = static_cast<const T*>(shared_memory(work, kProjectionBackPanels));
   const P** next =
       static_cast<const P**>(private_memory(work, member, group.size * int64_t(sizeof(P*))));
@@ -147,7 +159,7 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
   AdjointStep<T, P> step{f, schedule, packed, group.rows, next, 0};
   auto run = [&](const int32_t* some, int64_t count) {
     V<T> dh[kRows * 4];
-    for (int64_t p = states.p0; p < states.p1; ++p)
+    for_panels(states, step.t, depth * states.width * int64_t(sizeof(P)), [&](int64_t p) {
       for_blocks(count, [&](int rows, int64_t at) {
         back_product<T, P>(step, p * states.width, vectors, some + at, rows, dh);
         if (f.w_hr || step.t < 0)
@@ -155,8 +167,9 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
         else
           adjoint_block<T, P, C>(step, p * states.width, vectors, some + at, rows, dh);
       });
+    });
     if (!f.w_hr || step.t < 0) return;
-    if (group.parts > 1) wait_for_all(work);
+    if (group.parts > 1) wait_for_group(work);
     auto row = [&](int64_t k) {
       return f.dh + (step.t * s.batch + group.rows[some[k]]) * s.projected;
     };
@@ -179,7 +192,7 @@ void walk_adjoint(const Adjoint<T>& f, const Schedule& schedule, const Group& gr
     run(active, count);
     for (int64_t j = 0; j < count; ++j)
       next[active[j]] = cotangents(active[j], t * s.batch + group.rows[active[j]]);
-    if (group.parts > 1) wait_for_all(work);
+    if (group.parts > 1) wait_for_group(work);
     const int64_t resets = f.h_initial ? group.resets(t, active, count, fresh) : 0;
     if (resets == 0) continue;
     step.t = -1;
@@ -201,8 +214,9 @@ void run_adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule
                  int member) {
   const Shape& s = f.shape;
   auto width = [](int64_t columns) { return panel_vectors<T>(columns) * kLanes<T>; };
+  const int vectors = back_vectors(f, plan);
   P* back = static_cast<P*>(shared_memory(work, kBackPanels));
-  pack_gates(back, f.w_hh, C::kGates, s.hidden, s.outputs(), width(s.outputs()), member,
+  pack_gates(back, f.w_hh, C::kGates, s.hidden, s.outputs(), vectors * kLanes<T>, member,
              plan.members);
   if (f.w_hr)
     pack_plain(static_cast<T*>(shared_memory(work, kProjectionBackPanels)), f.w_hr, s.projected,
@@ -212,7 +226,7 @@ void run_adjoint(const Adjoint<T>& f, const Plan& plan, const Schedule& schedule
                s.inputs, width(s.inputs), member, plan.members);
   wait_for_all(work);
   for_groups(plan, schedule, f.mask, s.batch, member, [&](const Group& group) {
-    walk_adjoint<T, P, C>(f, schedule, group, back, work, member);
+    walk_adjoint<T, P, C>(f, schedule, group, vectors, back, work, member);
   });
   if (!f.dw_hh && !f.dx) return;
   wait_for_all(work);

@@ -86,14 +86,17 @@ void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P*
     operands = static_cast<const P**>(space(group.size * int64_t(sizeof(P*))));
     rounded = places(work, kRounded, row_size<P>(outputs), group.rows, group.size, member);
     for (int64_t j = 0; j < group.size; ++j) round_into(rounded.of(j), j);
-    if (group.parts > 1) wait_for_all(work);
+    if (group.parts > 1) wait_for_group(work);
   } else {
     operands = h;
   }
 
   // With few rows, projecting the inputs of several steps at once loads each weight less often.
-  const bool hoist = group.size < 2 * kRows && s.steps > 1;
-  const int64_t width = C::kVectors * L;
+  // Weights of few units need no cache but the first, and their products fill the cell's waits.
+  const int64_t width = C::kVectors * L, state = row_size<P>(outputs);
+  const int64_t depth_bytes = width * int64_t(sizeof(P)), panel_bytes = state * depth_bytes;
+  const bool few_units = (row_size<P>(s.inputs) + state) * panels * depth_bytes <= 12 << 10;
+  const bool hoist = group.size < 2 * kRows && s.steps > 1 && !few_units;
   int64_t chunk = 1, capacity = group.size;
   T* gx = nullptr;
   if (hoist && group.size > 0 && p1 > p0) {
@@ -143,9 +146,9 @@ void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P*
       if (f.c0) copy(f.c_last + own, f.c_initial + own, units.size());
       if (kNarrow<P>) round_into(rounded.of(fresh[j]), fresh[j]);
     }
-    if (kNarrow<P> && resets > 0 && group.parts > 1) wait_for_all(work);
+    if (kNarrow<P> && resets > 0 && group.parts > 1) wait_for_group(work);
     if (!gx) gather(0, t, count);
-    for (int64_t p = p0; p < p1; ++p)
+    for_panels(units, i, panel_bytes, [&](int64_t p) {
       for_blocks(count, [&](int rows, int64_t at) {
         const T* own = gx ? gx + ((p - p0) * capacity + projected + at) * width : nullptr;
         with_constant<kRows>(rows, [&](auto r) {
@@ -153,10 +156,11 @@ void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P*
         });
         pending.add(step, p, active + at, rows);
       });
+    });
     pending.finish(step);
     projected += count;
     if (m) {
-      if (group.parts > 1) wait_for_all(work);
+      if (group.parts > 1) wait_for_group(work);
       project_states(f, group, states, projection, m, t, active, count);
     }
     for (int64_t j = 0; j < group.size; ++j) {
@@ -168,7 +172,7 @@ void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P*
         copy<T>(y + states.begin, nullptr, states.size());
       }
     }
-    if (group.parts > 1) wait_for_all(work);
+    if (group.parts > 1) wait_for_group(work);
   }
   for (int64_t j = 0; j < group.size; ++j)
     copy(f.h_last + group.rows[j] * outputs + states.begin, h[j] + states.begin, states.size());

@@ -106,14 +106,14 @@ constexpr int64_t packed_size(int64_t depth, int64_t columns) {
 constexpr int32_t kFromCarry = -1, kFromInitial = -2;
 
 // How `members` threads share the work. Either each walks every `members`-th of `groups` sets of
-// rows, or all walk one set `together`: each owns some of the units, and they wait for each other
-// after every step. The division of rows into groups and blocks determines the rounding of sums, so
-// neither may depend on the number of threads that arrived in time.
+// rows, or up to `together` of them walk one set: each owns some of the units, and they wait for
+// each other after every step. The division of rows into groups and blocks, and that of units into
+// panels, determine the rounding of sums, so neither may depend on the number of threads that
+// arrived in time.
 struct Plan {
-  int groups;
-  bool together;
+  int groups, together;
   int members = 1;
-  int parts() const { return together ? members : 1; }
+  int parts() const { return members < together ? members : together; }
 };
 
 // The rows of the batch in the order of their groups and, with a mask, the steps that exist. A step
@@ -148,6 +148,7 @@ class Workspace;
 void* shared_memory(Workspace&, int slot);
 void* private_memory(Workspace&, int member, int64_t bytes);  // 64-byte aligned
 void wait_for_all(Workspace&);
+void wait_for_group(Workspace&);  // for those that walk one set of rows together
 
 constexpr int kSlots = 6;
 constexpr int64_t kDirectRows = 8;  // T B up to which `direct` may be called

@@ -23,6 +23,8 @@ void* private_memory(Workspace& work, int member, int64_t bytes) {
 
 void wait_for_all(Workspace& work) { work.all_.wait(); }
 
+void wait_for_group(Workspace& work) { work.group_.wait(); }
+
 #if defined(_WIN32)
 // clang-cl does not link the runtime of __builtin_cpu_supports. Every x86 processor on which
 // Windows reports AVX-512F has DQ, BW and VL, and every one with AVX2 has FMA.
@@ -123,16 +125,18 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
 
 // Divide the rows if there are enough to fill the blocks of every thread, which needs no waiting.
 // With few rows, divide the units instead, if a step is long enough to make the waiting worthwhile;
-// the recurrent weights of one thread then fit its cache.
+// the recurrent weights of one thread then fit its cache. Threads beyond those that make them fit
+// the first-level cache would wait longer than they save.
 template <class T>
 Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int wanted) {
   const int64_t weights =
       shape.hidden * (gates(cell) * shape.outputs() + shape.projected) * int64_t(sizeof(T));
   const bool many_rows = shape.batch >= 2 * build.rows * wanted;
   const bool can_split_rows = shape.batch >= wanted;
-  const bool large = weights > (can_split_rows ? 512 << 10 : 96 << 10);
-  if (!many_rows && large) return {1, true};
-  return {int(std::min<int64_t>(wanted, std::max<int64_t>(1, shape.batch))), false};
+  const bool large = weights > (can_split_rows ? 512 << 10 : 40 << 10);
+  const int64_t rows = std::max<int64_t>(1, shape.batch);
+  if (!many_rows && large) return {1, int(std::min<int64_t>(wanted, (weights * rows >> 15) + 1))};
+  return {int(std::min<int64_t>(wanted, rows)), 1};
 }
 
 double seconds_of_work(CellKind cell, const Shape& shape, int passes) {

@@ -22,11 +22,12 @@ inline void pause() {
 #endif
 }
 
-// Spins for a while, then yields: a member may have lost its core.
+// Spins for a few microseconds, then yields: the thread that is waited for may need this core, and
+// threads that share one pay for each spin.
 template <class Condition>
 void spin_until(Condition condition) {
   for (int i = 0; !condition(); ++i) {
-    if (i < 4000)
+    if (i < 100)
       pause();
     else
       std::this_thread::yield();
@@ -78,10 +79,11 @@ class Workspace {
   explicit Workspace(int members) : private_(size_t(members)) { all_.reset(members); }
   Workspace(const Plan& plan, const int64_t (&bytes)[kSlots]) : private_(size_t(plan.members)) {
     all_.reset(plan.members);
+    group_.reset(plan.parts());
     for (int64_t n : bytes) shared_.emplace_back(n);
   }
 
-  Barrier all_;
+  Barrier all_, group_;
   std::vector<Memory> shared_;
   std::vector<std::vector<Memory>> private_;
 };
