@@ -13,6 +13,7 @@ from jaxrnn import layers, strategies
 from jaxrnn.cells import Carry, Cell, Weights, is_pure, zoneout
 from jaxrnn.modules.base import carry_dtype, cast_weights
 from jaxrnn.modules.noise import Masks, Noise, Rates
+from jaxrnn.native.rounding import outputs_in_bfloat16
 from jaxrnn.strategies import Strategy
 from jaxrnn.strategies.default import rounding
 
@@ -96,7 +97,7 @@ def run_layers(
         precision=form.precision,
         between=(lambda y: noise.between(y, next(gaps))) if form.rates.between else None,
     )
-    ys = ys.astype(form.dtype)
+    ys = ys.astype(form.dtype) if dtype == form.dtype else outputs_in_bfloat16(ys)
     if not batched:
         return ys[:, 0], tuple(s[:, 0] for s in last)
     return (ys.swapaxes(0, 1) if form.batch_first else ys), last

@@ -13,6 +13,7 @@ import jax
 
 FORWARD = "jaxrnn_forward"
 ADJOINT = "jaxrnn_adjoint"
+ROUND = "jaxrnn_round"
 PACK = "jaxrnn_pack"
 MULTIPLY = "jaxrnn_matmul"
 OUTER = "jaxrnn_outer"
@@ -40,7 +41,7 @@ def load() -> tuple[str, ...]:
     if where is None:
         return ()
     library = ctypes.CDLL(str(where))
-    for name in (FORWARD, ADJOINT, PACK, MULTIPLY, OUTER, EMPTY):
+    for name in (FORWARD, ADJOINT, ROUND, PACK, MULTIPLY, OUTER, EMPTY):
         capsule = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     return _names(library.jaxrnn_builds)

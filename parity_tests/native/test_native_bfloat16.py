@@ -12,6 +12,7 @@ from flax import nnx
 import jaxrnn
 from contract import BUILDS, needs_kernel
 from jaxrnn import cells, native, strategies
+from jaxrnn.native.rounding import outputs_in_bfloat16
 from kernel_cases import arguments, calls, cotangents_for, value_and_gradients
 
 pytestmark = needs_kernel
@@ -105,7 +106,8 @@ def test_float32_rounded_in_the_products_alone():
     graph, state = nnx.split(layer)
     text = str(jax.make_jaxpr(lambda s, x: nnx.merge(graph, s)(x)[0])(state, x))
     assert "narrow=True" in text
-    assert text.count("new_dtype=bfloat16") == 1  # the outputs
+    assert "new_dtype=bfloat16" not in text
+    assert text.count("jaxrnn_round[") == 1  # the outputs
 
     # What the kernel does not run is converted for `Scan`.
     dropped = jaxrnn.LSTM(
@@ -114,6 +116,34 @@ def test_float32_rounded_in_the_products_alone():
     assert dropped(x)[0].dtype == jnp.bfloat16
     projected = jaxrnn.LSTM(4, 9, proj_size=2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert projected(x)[0].dtype == jnp.bfloat16
+
+
+@needs_instructions
+@pytest.mark.parametrize("shape", [(3, 2, 5), (1, 1, 1), (7, 33, 3), (2, 0, 4), (40, 50, 301)])
+def test_rounding_of_outputs(shape):
+    """The kernel rounds as XLA does: halves to even, NaN to NaN, what is too large to infinity."""
+    ys = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    special = [np.nan, np.inf, -np.inf, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8, -0.0]
+    ys.flat[: len(special)] = special[: ys.size]
+    got, wanted = jax.jit(outputs_in_bfloat16)(ys), jnp.asarray(ys).astype(jnp.bfloat16)
+    assert got.dtype == jnp.bfloat16
+    same = lambda a, b: np.testing.assert_array_equal(np.float32(a), np.float32(b))  # noqa: E731
+    same(got, wanted)
+    same(jnp.signbit(got), jnp.signbit(wanted))
+    members = jnp.stack([jnp.asarray(ys), jnp.asarray(ys)[:, ::-1]], axis=1)
+    found = jax.vmap(outputs_in_bfloat16, 1, 1)(members)
+    same(found[:, 0], wanted)
+    same(found[:, 1], wanted[:, ::-1])
+
+
+@needs_instructions
+def test_derivative_of_rounded_outputs():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3, 5)), jnp.float32)
+    seed = (x + 1).astype(jnp.bfloat16)
+    pull = lambda f: jax.vjp(f, x)[1](seed)[0]  # noqa: E731
+    np.testing.assert_array_equal(pull(outputs_in_bfloat16), pull(lambda x: x.astype(jnp.bfloat16)))
+    _, tangent = jax.jvp(outputs_in_bfloat16, (x,), (x,))
+    np.testing.assert_array_equal(tangent, x.astype(jnp.bfloat16))
 
 
 @needs_instructions

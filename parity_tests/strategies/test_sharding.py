@@ -93,6 +93,27 @@ for make, specs, explicit_specs in (
         close(jax.jit(partly)(params, x, lengths), wanted)
         mapped = jax.shard_map(along, mesh=auto, in_specs=by_rows, out_specs=P())
         close(jax.jit(mapped)(params, x, lengths), along(params, x, lengths))
+
+# Outputs that are rounded to bfloat16 stay where their rows are.
+low = jaxrnn.GRU(4, 8, batch_first=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+graph, params = nnx.split(low)
+inputs = x.astype(np.float32)
+
+def rounded(params, x):
+    return nnx.merge(graph, params)(x)[0]
+
+def alike(got, wanted):
+    np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=0.01)
+
+wanted = rounded(params, inputs)
+compiled = jax.jit(rounded).lower(place(auto, params), place(auto, inputs, "data")).compile()
+y = compiled(place(auto, params), place(auto, inputs, "data"))
+alike(y, wanted)
+assert y.sharding.spec == P("data") and "all-gather" not in compiled.as_text()
+with jax.set_mesh(explicit):
+    y = jax.jit(rounded)(place(explicit, params), place(explicit, inputs, "data"))
+    alike(y, wanted)
+    assert jax.typeof(y).sharding.spec == P("data", None, None), jax.typeof(y)
 print("compared")
 """
 

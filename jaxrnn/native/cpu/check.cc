@@ -282,6 +282,32 @@ int check_choice() {
   return failures;
 }
 
+// Threads share the elements without touching each other's; an odd number of them ends in half a
+// pair.
+int check_rounding() {
+  int failures = 0;
+  for (const Build* build : builds()) {
+    if (!narrow_kernels(*build)) continue;
+    for (int64_t n : {0, 1, 31, 33, 300001})
+      for (int threads : {1, 2, 5}) {
+        std::vector<float> from(size_t(n), 1.f);
+        std::vector<uint16_t> to(size_t(n) + 1, 7);
+        for (int64_t i = 0; i < n; ++i) from[size_t(i)] += float(i % 5) / 512;
+        Threads workers(threads, threads);
+        jaxrnn::run(*build, Rounding{n, from.data(), to.data()}, workers.pool);
+        // Halves of the last bit, 2^-7, are rounded to even.
+        constexpr uint16_t rounded[] = {0x3F80, 0x3F80, 0x3F80, 0x3F81, 0x3F81};
+        int64_t i = 0;
+        while (i < n && to[size_t(i)] == rounded[i % 5]) ++i;
+        if (i == n && to[size_t(n)] == 7) continue;
+        std::printf("%s, %ld elements, %d threads: wrong at %ld\n", build->name, long(n), threads,
+                    long(i));
+        ++failures;
+      }
+  }
+  return failures;
+}
+
 // Memory of recent calls is kept, however many others there were before.
 int check_memory() {
   for (int64_t i = 0; i < 100; ++i) Memory(int64_t(64 << 10) + i * 4096);
@@ -310,7 +336,7 @@ int main(int argc, char** argv) {
                                    {70, 2, 16, 64}, {9, 41, 20, 72}, {25, 3, 40, 300}};
   std::vector<Shape> shapes = some;
   if (!few) shapes.insert(shapes.end(), more.begin(), more.end());
-  int failures = check_choice() + check_memory(), count = 0;
+  int failures = check_choice() + check_memory() + check_rounding(), count = 0;
   auto check_all = [&](CellKind cell, bool projects) {
     for (const Shape& shape : shapes)
       for (bool masked : {false, true}) {

@@ -155,6 +155,16 @@ ffi::Error adjoint(ffi::ThreadPool threads, int32_t cell, int32_t build, bool re
   });
 }
 
+ffi::Error round(ffi::ThreadPool threads, int32_t build, In x, Out y) {
+  if (x.element_type() != ffi::DataType::F32 || y->element_type() != ffi::DataType::BF16)
+    return ffi::Error::InvalidArgument("jaxrnn's kernel rounds float32 to bfloat16.");
+  return guarded([&] {
+    want_huge_pages(*y);
+    const Rounding call{int64_t(x.element_count()), data<float>(x), data<uint16_t>(*y)};
+    run(build_named(build), call, pool_of(threads));
+  });
+}
+
 // Packed weights have one axis, since their layout is this build's own.
 ffi::Error pack(int32_t build, bool transposed, In w, Out panels) {
   return by_type(w.element_type(), [&](auto zero) {
@@ -217,6 +227,7 @@ ffi::Error empty(int32_t, Out result) {
 #endif
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_forward(XLA_FFI_CallFrame*);
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_adjoint(XLA_FFI_CallFrame*);
+JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_round(XLA_FFI_CallFrame*);
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_pack(XLA_FFI_CallFrame*);
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_matmul(XLA_FFI_CallFrame*);
 JAXRNN_EXPORT XLA_FFI_Error* jaxrnn_outer(XLA_FFI_CallFrame*);
@@ -278,6 +289,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_adjoint, jaxrnn::adjoint,
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_round, jaxrnn::round,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Attr<int32_t>("build")
+                                  .Arg<jaxrnn::In>()
+                                  .Ret<xla::ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_pack, jaxrnn::pack,
                               xla::ffi::Ffi::Bind()

@@ -97,6 +97,13 @@ struct OuterProducts {
   T *dw, *db;
 };
 
+// to = n elements rounded to bfloat16.
+struct Rounding {
+  int64_t n;
+  const float* from;
+  uint16_t* to;
+};
+
 // Elements of packed weights: the widest panel of every build has 64 columns.
 constexpr int64_t packed_size(int64_t depth, int64_t columns) {
   return depth * ((columns + 63) / 64 * 64);
@@ -175,6 +182,7 @@ struct NarrowKernels {
   void (*forward)(const Forward<float>&, const Plan&, const Schedule&, Workspace&, int member);
   void (*adjoint_memory)(const Adjoint<float>&, const Plan&, int64_t (&bytes)[kSlots]);
   void (*adjoint)(const Adjoint<float>&, const Plan&, const Schedule&, Workspace&, int member);
+  void (*round)(const Rounding&);
 };
 
 // The table of a build is build_avx512, for example.

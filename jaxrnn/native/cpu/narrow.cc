@@ -20,10 +20,19 @@ void adjoint(const Adjoint<float>& f, const Plan& plan, const Schedule& schedule
   });
 }
 
+void round(const Rounding& call) {
+  const int64_t even = call.n / 2 * 2;
+  Pair last;
+  narrow(reinterpret_cast<Pair*>(call.to), call.from, even);
+  if (even == call.n) return;
+  narrow(&last, call.from + even, 1);
+  call.to[even] = uint16_t(last.bits);
+}
+
 }  // namespace
 
 namespace jaxrnn {
 extern const NarrowKernels JAXRNN_SYMBOL(JAXRNN_BUILD);
 const NarrowKernels JAXRNN_SYMBOL(JAXRNN_BUILD) = {forward_memory<float, Pair>, forward,
-                                                   adjoint_memory<float, Pair>, adjoint};
+                                                   adjoint_memory<float, Pair>, adjoint, round};
 }  // namespace jaxrnn

@@ -133,9 +133,10 @@ Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int want
       shape.hidden * (gates(cell) * shape.outputs() + shape.projected) * int64_t(sizeof(T));
   const bool many_rows = shape.batch >= 2 * build.rows * wanted;
   const bool can_split_rows = shape.batch >= wanted;
-  const bool large = weights > (can_split_rows ? 512 << 10 : 40 << 10);
-  const int64_t rows = std::max<int64_t>(1, shape.batch);
-  if (!many_rows && large) return {1, int(std::min<int64_t>(wanted, (weights * rows >> 15) + 1))};
+  const int64_t rows = std::max<int64_t>(1, shape.batch), first_level = 32 << 10;
+  const bool large = weights > (can_split_rows ? 512 << 10 : first_level);
+  if (!many_rows && large)
+    return {1, int(std::min<int64_t>(wanted, weights * rows / first_level + 1))};
   return {int(std::min<int64_t>(wanted, rows)), 1};
 }
 
@@ -184,14 +185,18 @@ const Kernels<T>& table(const Build& build) {
     return build.f64;
 }
 
+const NarrowKernels& narrow_or_throw(const Build& build) {
+  const NarrowKernels* kernels = narrow_kernels(build);
+  if (!kernels) throw std::logic_error("there are no products in bfloat16");
+  return *kernels;
+}
+
 // Calls f with the kernels for a call.
 template <class T, class Call, class F>
 void with_kernels(const Build& build, const Call& call, F f) {
   if constexpr (std::is_same<T, float>::value)
     if (call.narrow) {
-      const NarrowKernels* kernels = narrow_kernels(build);
-      if (!kernels) throw std::logic_error("there are no products in bfloat16");
-      return f(*kernels);
+      return f(narrow_or_throw(build));
     }
   f(table<T>(build));
 }
@@ -244,6 +249,19 @@ void run(const Build& build, const Adjoint<T>& call, const Pool& pool) {
     run_call<T>(build, call, pool, 1 + (call.dw_hh != nullptr) + (call.dx != nullptr),
                 kernels.adjoint_memory, kernels.adjoint);
   });
+}
+
+void run(const Build& build, const Rounding& call, const Pool& pool) {
+  const NarrowKernels& kernels = narrow_or_throw(build);
+  const double bytes_per_second = 20e9;
+  run_job(pool, double(call.n) * 6 / bytes_per_second, kLeastCall,
+          [&](Workspace&, int member, int members) {
+            constexpr int64_t together = 32;  // elements that no two members may share
+            const int64_t parts = (call.n + together - 1) / together;
+            const int64_t begin = parts * member / members * together;
+            const int64_t end = std::min(call.n, parts * (member + 1) / members * together);
+            kernels.round({end - begin, call.from + begin, call.to + begin});
+          });
 }
 
 template <class T>

@@ -165,6 +165,8 @@ void run(const Build& build, const Forward<T>& call, const Pool& pool);
 template <class T>
 void run(const Build& build, const Adjoint<T>& call, const Pool& pool);
 
+void run(const Build& build, const Rounding& call, const Pool& pool);
+
 template <class T>
 void run(const Build& build, const Packing<T>& call);
 template <class T>

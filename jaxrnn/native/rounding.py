@@ -1,0 +1,45 @@
+"""Outputs rounded to bfloat16 by the CPU kernel.
+
+XLA divides a conversion among threads, and to wake one takes longer than to convert the outputs of
+a small layer.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxrnn import native
+from jaxrnn.native import primitive
+
+
+def _plain(_: None, x: Array) -> Array:
+    return x.astype(jnp.bfloat16)
+
+
+def _on_cpu(_: None, x: Array) -> Array:
+    like = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
+    return jax.ffi.ffi_call(native.ROUND, like)(x, build=np.int32(0))
+
+
+def _can_round(_: None, x: Array) -> bool:
+    return bool(native.load()) and native.load()[0] in native.narrow_builds()
+
+
+_round = primitive.make_primitive(
+    "jaxrnn_round",
+    _plain,
+    {"cpu": primitive.Kernel(_on_cpu, _can_round, _can_round)},
+    lambda _, x: ((1,), 1),
+)
+
+
+@jax.custom_jvp
+def outputs_in_bfloat16(ys: Array) -> Array:
+    """ys (T, B, N) in float32, rounded to the nearest bfloat16."""
+    return _round(None, ys)
+
+
+@outputs_in_bfloat16.defjvp
+def _jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return outputs_in_bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
