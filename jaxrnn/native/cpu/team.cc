@@ -146,24 +146,28 @@ double seconds_of_work(CellKind cell, const Shape& shape, int passes) {
   return double(passes) * double(shape.steps * shape.batch) * products / 40e9;
 }
 
-// A product in a loop wakes the threads at every step, which pays from about 3.6 Mflop on.
-constexpr double kLeastCall = 60e-6, kLeastProduct = 90e-6;
+// Threads for a call, and how long to wait for them.
+struct Effort {
+  int threads;
+  std::chrono::microseconds patience;
+};
 
-int threads_for(double work, const Pool& pool, double least = kLeastCall) {
-  return work < least ? 1 : pool.threads;
+// At most a tenth of the time that one thread alone would need.
+std::chrono::microseconds wait_for(double work, int64_t least) {
+  return std::chrono::microseconds(std::clamp<int64_t>(int64_t(work * 1e5), least, 2000));
 }
 
-// Wait for other threads for at most a tenth of the time that one thread alone would need.
-std::chrono::microseconds patience(double work) {
-  return std::chrono::microseconds(std::clamp<int64_t>(int64_t(work * 1e5), 20, 2000));
+// A call wakes all threads if it is long enough.
+Effort effort_of_call(double work, const Pool& pool) {
+  return {work < 60e-6 ? 1 : pool.threads, wait_for(work, 20)};
 }
 
 template <class T, class Call, class Memory, class Kernel>
 void run_call(const Build& build, const Call& call, const Pool& pool, int passes, Memory memory,
               Kernel kernel) {
   const double work = seconds_of_work(call.cell, call.shape, passes);
-  const int wanted = threads_for(work, pool);
-  Plan plan = choose_plan<T>(build, call.cell, call.shape, wanted);
+  const Effort effort = effort_of_call(work, pool);
+  Plan plan = choose_plan<T>(build, call.cell, call.shape, effort.threads);
   const Work rows = plan_work(call.shape, call.mask, plan.groups);
   const Schedule schedule = rows.schedule(call.shape);
   std::unique_ptr<Workspace> workspace;
@@ -174,7 +178,7 @@ void run_call(const Build& build, const Call& call, const Pool& pool, int passes
     workspace = std::make_unique<Workspace>(plan, bytes);
   };
   auto job = [&](int member) { kernel(call, plan, schedule, *workspace, member); };
-  Team::run(pool, wanted, patience(work), prepare, job);
+  Team::run(pool, effort.threads, effort.patience, prepare, job);
 }
 
 template <class T>
@@ -210,20 +214,20 @@ bool is_direct(const Forward<T>& call) {
 
 // Runs job(workspace, member, members) without shared memory.
 template <class Job>
-void run_job(const Pool& pool, double work, double least, Job job) {
+void run_job(const Pool& pool, const Effort& effort, Job job) {
   std::unique_ptr<Workspace> workspace;
   int together = 1;
   auto prepare = [&](int members) {
     together = members;
     workspace = std::make_unique<Workspace>(members);
   };
-  Team::run(pool, threads_for(work, pool, least), patience(work), prepare,
+  Team::run(pool, effort.threads, effort.patience, prepare,
             [&](int member) { job(*workspace, member, together); });
 }
 
 template <class T>
 void run_direct(const Build& build, const Forward<T>& call, const Pool& pool) {
-  run_job(pool, seconds_of_work(call.cell, call.shape, 1), kLeastCall,
+  run_job(pool, effort_of_call(seconds_of_work(call.cell, call.shape, 1), pool),
           [&](Workspace& workspace, int member, int members) {
             table<T>(build).direct(call, workspace, member, members);
           });
@@ -231,6 +235,24 @@ void run_direct(const Build& build, const Forward<T>& call, const Pool& pool) {
 
 double seconds_of_product(int64_t a, int64_t b, int64_t c) {
   return 2. * double(a) * double(b) * double(c) / 40e9;
+}
+
+// A product in a loop finds the threads of the product before awake, or does without them. After
+// one that had to wait because another program holds a core, the next ones take one thread, for
+// several times as long as the wait.
+template <class Job>
+void run_product(const Pool& pool, double work, Job job) {
+  static std::atomic<int64_t> alone{0};
+  Effort effort{int(std::clamp(work / 16e-6, 1., double(pool.threads))), wait_for(work, 3)};
+  if (effort.threads > 1 && alone.load(std::memory_order_relaxed) > 0) {
+    alone.fetch_sub(1, std::memory_order_relaxed);
+    effort.threads = 1;
+  }
+  const auto start = std::chrono::steady_clock::now();
+  run_job(pool, effort, job);
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+  if (effort.threads > 1 && taken.count() > 2 * work)
+    alone.store(int64_t(32 * taken.count() / work), std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -254,7 +276,7 @@ void run(const Build& build, const Adjoint<T>& call, const Pool& pool) {
 void run(const Build& build, const Rounding& call, const Pool& pool) {
   const NarrowKernels& kernels = narrow_or_throw(build);
   const double bytes_per_second = 20e9;
-  run_job(pool, double(call.n) * 6 / bytes_per_second, kLeastCall,
+  run_job(pool, effort_of_call(double(call.n) * 6 / bytes_per_second, pool),
           [&](Workspace&, int member, int members) {
             constexpr int64_t together = 32;  // elements that no two members may share
             const int64_t parts = (call.n + together - 1) / together;
@@ -271,17 +293,17 @@ void run(const Build& build, const Packing<T>& call) {
 
 template <class T>
 void run(const Build& build, const Matmul<T>& call, const Pool& pool) {
-  run_job(
-      pool, seconds_of_product(call.rows, call.depth + call.inputs, call.columns), kLeastProduct,
+  run_product(
+      pool, seconds_of_product(call.rows, call.depth + call.inputs, call.columns),
       [&](Workspace&, int member, int members) { table<T>(build).matmul(call, member, members); });
 }
 
 template <class T>
 void run(const Build& build, const OuterProducts<T>& call, const Pool& pool) {
-  run_job(pool, seconds_of_product(call.rows, call.features, call.columns), kLeastProduct,
-          [&](Workspace& workspace, int member, int members) {
-            table<T>(build).outer(call, workspace, member, members);
-          });
+  run_product(pool, seconds_of_product(call.rows, call.features, call.columns),
+              [&](Workspace& workspace, int member, int members) {
+                table<T>(build).outer(call, workspace, member, members);
+              });
 }
 
 template void run(const Build&, const Forward<float>&, const Pool&);
