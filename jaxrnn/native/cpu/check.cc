@@ -1,11 +1,11 @@
 // Runs every build on odd shapes with different numbers of threads, and compares the results; used
 // with the sanitizers. The number of threads that actually join must not change a single bit.
+#include "check.h"
+
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <random>
-
-#include "team.h"
 
 namespace {
 
@@ -13,19 +13,6 @@ using namespace jaxrnn;
 
 constexpr CellKind kCells[] = {CellKind::rnn_tanh, CellKind::rnn_relu, CellKind::lstm,
                                CellKind::gru};
-
-// The first `idle` tasks get a thread each; later tasks find every thread busy.
-struct Threads {
-  Threads(int count, int idle)
-      : pool{count, [this, idle](std::function<void()> task) {
-               if (int(running.size()) < idle) running.emplace_back(std::move(task));
-             }} {}
-  ~Threads() {
-    for (std::thread& t : running) t.join();
-  }
-  std::vector<std::thread> running;
-  Pool pool;
-};
 
 struct Case {
   CellKind cell;
@@ -251,78 +238,6 @@ int check_products(int64_t rows, int64_t depth, int64_t columns, bool transposed
   return failures;
 }
 
-// Few rows without a mask read the weights in place; all others run on packed weights.
-int check_choice() {
-  static bool direct;
-  Build spy = *builds().back();
-  spy.f32.direct = [](const Forward<float>&, Workspace&, int, int) { direct = true; };
-  spy.f32.forward = [](const Forward<float>&, const Plan&, const Schedule&, Workspace&, int) {
-    direct = false;
-  };
-  const Pool alone{1, nullptr};
-  const std::vector<uint8_t> mask(size_t(2 * kDirectRows), 1);
-  int failures = 0;
-  auto expect = [&](int64_t steps, int64_t batch, bool masked, bool wanted) {
-    Forward<float> call{};
-    call.cell = CellKind::lstm, call.shape = {steps, batch, 3, 4};
-    call.mask = masked ? mask.data() : nullptr;
-    direct = !wanted;
-    jaxrnn::run(spy, call, alone);
-    if (direct == wanted) return;
-    std::printf("T %ld B %ld: the wrong kernel\n", long(steps), long(batch));
-    ++failures;
-  };
-  expect(1, 1, false, true);
-  expect(1, 1, true, false);
-  expect(1, kDirectRows, false, true);
-  expect(2, kDirectRows / 2, false, true);
-  expect(1, kDirectRows + 1, false, false);
-  expect(2, kDirectRows, false, false);
-  expect(0, 1, false, false);
-  return failures;
-}
-
-// Threads share the elements without touching each other's; an odd number of them ends in half a
-// pair.
-int check_rounding() {
-  int failures = 0;
-  for (const Build* build : builds()) {
-    if (!narrow_kernels(*build)) continue;
-    for (int64_t n : {0, 1, 31, 33, 300001})
-      for (int threads : {1, 2, 5}) {
-        std::vector<float> from(size_t(n), 1.f);
-        std::vector<uint16_t> to(size_t(n) + 1, 7);
-        for (int64_t i = 0; i < n; ++i) from[size_t(i)] += float(i % 5) / 512;
-        Threads workers(threads, threads);
-        jaxrnn::run(*build, Rounding{n, from.data(), to.data()}, workers.pool);
-        // Halves of the last bit, 2^-7, are rounded to even.
-        constexpr uint16_t rounded[] = {0x3F80, 0x3F80, 0x3F80, 0x3F81, 0x3F81};
-        int64_t i = 0;
-        while (i < n && to[size_t(i)] == rounded[i % 5]) ++i;
-        if (i == n && to[size_t(n)] == 7) continue;
-        std::printf("%s, %ld elements, %d threads: wrong at %ld\n", build->name, long(n), threads,
-                    long(i));
-        ++failures;
-      }
-  }
-  return failures;
-}
-
-// Memory of recent calls is kept, however many others there were before.
-int check_memory() {
-  for (int64_t i = 0; i < 100; ++i) Memory(int64_t(64 << 10) + i * 4096);
-  for (int64_t i = 0; i < 10; ++i) {
-    std::vector<Memory> held;
-    for (int64_t k = 0; k < 12; ++k) held.emplace_back((int64_t(1) << 20) + k * 4096);
-  }
-  constexpr int64_t size = int64_t(8) << 20;
-  void* const first = Memory(size).get();
-  const std::vector<char> other(static_cast<size_t>(size));  // takes the place of what is free
-  if (Memory(size).get() == first) return 0;
-  std::printf("the memory of the last call is not kept\n");
-  return 1;
-}
-
 }  // namespace
 
 // `few` checks shapes that cover a single unit, cut vectors, several panels, work for several
@@ -336,7 +251,7 @@ int main(int argc, char** argv) {
                                    {70, 2, 16, 64}, {9, 41, 20, 72}, {25, 3, 40, 300}};
   std::vector<Shape> shapes = some;
   if (!few) shapes.insert(shapes.end(), more.begin(), more.end());
-  int failures = check_choice() + check_memory() + check_rounding(), count = 0;
+  int failures = check_choice() + check_memory() + check_rounding() + check_patience(), count = 0;
   auto check_all = [&](CellKind cell, bool projects) {
     for (const Shape& shape : shapes)
       for (bool masked : {false, true}) {
