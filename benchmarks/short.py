@@ -1,9 +1,9 @@
 """Benchmark of short sequences: the default, `Scan`, PyTorch and an empty compiled call.
 
     python benchmarks/short.py                     # several minutes on an idle machine
-    python benchmarks/short.py --steps 1 --hidden 64 --cells lstm
+    python benchmarks/short.py --steps 1 --hidden 64 --cells lstm --layers 2 --modes training
 
-One layer, I = H, float32. Medians over interleaved rounds in microseconds, as a Markdown table. The
+I = H, float32. Medians over interleaved rounds in microseconds, as a Markdown table. The
 empty call is a compiled function of the same arguments that returns zeros: a call's fixed cost.
 """
 
@@ -51,29 +51,36 @@ def times(point: Point, budget: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 32])
     parser.add_argument("--hidden", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["inference"])
+    parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--budget", type=float, default=0.5, help="seconds for each point")
     options = parser.parse_args()
     print("| | B | T | H | default | `Scan` | PyTorch | empty | PyTorch / default |")
     print("|---|---|---|---|---|---|---|---|---|")
-    ratios = []
+    ratios, over_scan = [], []
     grid = options.cells, options.modes, options.steps, options.batch, options.hidden
     for cell, mode, steps, batch, hidden in itertools.product(*grid):
-        point = Point(cell, mode, "dense", batch, steps, hidden, hidden)
+        point = Point(cell, mode, "dense", batch, steps, hidden, hidden, layers=options.layers)
         taken = times(point, options.budget)
         ratios.append(taken["torch"] / taken["default"])
+        over_scan.append(taken["scan"] / taken["default"])
         shown = [f"{1e6 * taken[name]:.1f}" for name in ("default", "scan", "torch", "empty")]
         print(
             f"| {cell} {mode} | {batch} | {steps} | {hidden} | {' | '.join(shown)} "
             f"| {ratios[-1]:.2f} |",
             flush=True,
         )
-    mean = math.exp(np.log(ratios).mean())
-    print(f"\nGeometric mean of {len(ratios)} ratios: {mean:.2f}; the least: {min(ratios):.2f}.")
+    print()
+    for name, found in {"PyTorch": ratios, "`Scan`": over_scan}.items():
+        mean, faster = math.exp(np.log(found).mean()), sum(r > 1 for r in found)
+        print(
+            f"{name} / default: geometric mean {mean:.2f}, the least {min(found):.2f}, above 1 at "
+            f"{faster} of {len(found)} points."
+        )
 
 
 if __name__ == "__main__":

@@ -54,6 +54,12 @@ def narrow_builds() -> tuple[str, ...]:
     return () if where is None else _names(ctypes.CDLL(str(where)).jaxrnn_narrow_builds)
 
 
+def multiplies_bfloat16(build: str | None = None) -> bool:
+    """True if the build, or the one that None takes, multiplies in bfloat16 on this machine."""
+    names = (build,) if build else load()[:1]
+    return not {*names}.isdisjoint(narrow_builds())
+
+
 def _names(function: Any) -> tuple[str, ...]:
     function.restype = ctypes.c_char_p
     return tuple(filter(None, function().decode().split(",")))

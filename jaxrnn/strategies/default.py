@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxrnn import native
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.strategies.base import Strategy
-from jaxrnn.strategies.native import Native, multiplies_bfloat16, on_cpu
+from jaxrnn.strategies.native import Native, on_cpu
 from jaxrnn.strategies.scan import Scan
 
 _LEAST_ON_GPU = 32
@@ -32,11 +33,11 @@ def default(cell: Cell, weights: Weights, x: Array, carry: Carry) -> Strategy:
         Scan(unroll=None)
     """
     known = all(isinstance(size, int) for size in x.shape)
-    backend, native = jax.default_backend(), Native()
+    backend, kernel = jax.default_backend(), Native()
     fast_on_gpu = backend == "gpu" and carry[0].dtype == jnp.float32
     is_faster = backend == "cpu" or (known and fast_on_gpu and x.shape[0] >= _LEAST_ON_GPU)
-    if known and is_faster and not native.refusal(cell, weights, x, carry):
-        return native
+    if known and is_faster and not kernel.refusal(cell, weights, x, carry):
+        return kernel
     return Scan()
 
 
@@ -47,7 +48,7 @@ def rounding(
 
     It stands for `strategy`. None if there is none: then weights and inputs are to be converted.
     """
-    if not (on_cpu() and multiplies_bfloat16(None)):
+    if not (on_cpu() and native.multiplies_bfloat16()):
         return None
     rounds, arguments = Native(products="bfloat16"), (cell, weights, x, carry)
     chosen = default(*arguments) if strategy is None else strategy

@@ -86,7 +86,7 @@ class Native(Base):
             raise InputError(
                 f"strategies.Native takes products=None or 'bfloat16', not {self.products!r}."
             )
-        if self.products and not (on_cpu() and multiplies_bfloat16(self.build)):
+        if self.products and not (on_cpu() and native.multiplies_bfloat16(self.build)):
             raise InputError(
                 "strategies.Native(products='bfloat16') needs a CPU with AVX-512 BF16 and a kernel "
                 "built by a compiler that knows it."
@@ -126,19 +126,13 @@ class Native(Base):
         require(self, cell, weights, x, carry)
         build = 0 if self.build is None else native.load().index(self.build)
         low = on_cpu() and weights.ih.dtype != carry[0].dtype
-        rounds = low and weights.hr is None and multiplies_bfloat16(self.build)
+        rounds = low and weights.hr is None and native.multiplies_bfloat16(self.build)
         narrow = rounds or self.products is not None
         return NativeRecurrence(cell, build, low and not narrow, narrow, **options)
 
 
 def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
-
-
-def multiplies_bfloat16(build: str | None) -> bool:
-    """True if the build, or the one that None takes, multiplies in bfloat16 on this machine."""
-    names = (build,) if build else native.load()[:1]
-    return not {*names}.isdisjoint(native.narrow_builds())
 
 
 class Saved(NamedTuple):

@@ -221,6 +221,20 @@ print("devices", jax.device_count())
 """
 
 
+def test_donated_arrays_are_reused():
+    """A stream's state, and the outputs of a call, take the place of those that were donated."""
+    weights, x, carry = arguments(cells.lstm, (5, 3, 4, 64), jnp.float32)
+    run = lambda carry, ys, w, x: strategies.Native()(cells.lstm, w, x, carry)  # noqa: E731
+    wanted = run(carry, None, weights, x)
+    ys = jnp.zeros((5, 3, 64))
+    step = jax.jit(run, donate_argnums=(0, 1), keep_unused=True)
+    places = [a.unsafe_buffer_pointer() for a in (*carry, ys)]
+    got = step(carry, ys, weights, x)
+    assert all(a.is_deleted() for a in (*carry, ys))
+    assert sorted(a.unsafe_buffer_pointer() for a in jax.tree.leaves(got)) == sorted(places)
+    assert_close(got, wanted, 1e-6)
+
+
 def test_without_jit():
     args = arguments(cells.gru, (4, 2, 3, 5), jnp.float64)
     cotangents = jax.tree.map(jnp.asarray, cotangents_for(*args[1:]))

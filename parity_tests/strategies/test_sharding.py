@@ -111,9 +111,19 @@ y = compiled(place(auto, params), place(auto, inputs, "data"))
 alike(y, wanted)
 assert y.sharding.spec == P("data") and "all-gather" not in compiled.as_text()
 with jax.set_mesh(explicit):
-    y = jax.jit(rounded)(place(explicit, params), place(explicit, inputs, "data"))
-    alike(y, wanted)
-    assert jax.typeof(y).sharding.spec == P("data", None, None), jax.typeof(y)
+    def widened(params, x):
+        y = rounded(params, x).astype(jnp.float32)
+        assert jax.typeof(y).sharding.spec == P("data", None, None), jax.typeof(y)
+        return y
+
+    placed = place(explicit, params), place(explicit, inputs, "data")
+    compiled = jax.jit(widened).lower(*placed).compile()
+    alike(compiled(*placed), wanted)
+    assert "all-gather" not in compiled.as_text()
+    jax.jit(jax.grad(lambda p, x: (widened(p, x) ** 2).sum()))(*placed)
+partly = jax.shard_map(rounded, mesh=auto, in_specs=(P(), P("data")), out_specs=P("data"),
+                       axis_names={"data"})
+alike(jax.jit(partly)(params, inputs), wanted)
 print("compared")
 """
 

@@ -9,8 +9,8 @@ namespace {
 
 using namespace jaxrnn;
 
-// Vectors in a panel of W_hh^T, fewer where those that walk together would get no panel of their
-// own.
+// Vectors in a panel of W_hh^T: fewer where some of those that walk together would get no panel.
+// With a projection the panels of units and of states are different ones, and both stay wide.
 template <class T>
 int back_vectors(const Adjoint<T>& f, const Plan& plan) {
   const int64_t columns = f.shape.outputs();

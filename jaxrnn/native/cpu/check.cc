@@ -241,12 +241,13 @@ int check_products(int64_t rows, int64_t depth, int64_t columns, bool transposed
 }  // namespace
 
 // `few` checks shapes that cover a single unit, cut vectors, several panels, work for several
-// threads on packed weights and on weights in place, and one row for which five threads are too
-// many.
+// threads on packed weights and on weights in place, and few rows for which five threads are
+// too many.
 int main(int argc, char** argv) {
   const bool few = argc > 1 && std::strcmp(argv[1], "few") == 0;
   const std::vector<Shape> some = {{5, 1, 3, 1},    {7, 5, 3, 17},   {6, 3, 33, 100},
-                                   {40, 5, 17, 64}, {60, 1, 20, 64}, {2, 4, 400, 257}};
+                                   {40, 5, 17, 64}, {80, 1, 20, 64}, {80, 3, 20, 64},
+                                   {2, 4, 400, 257}};
   const std::vector<Shape> more = {{4, 7, 1, 63},   {0, 2, 3, 4},    {1, 1, 1, 3},
                                    {70, 2, 16, 64}, {9, 41, 20, 72}, {25, 3, 40, 300}};
   std::vector<Shape> shapes = some;

@@ -16,54 +16,61 @@ int check_choice() {
   const Pool alone{1, nullptr};
   const std::vector<uint8_t> mask(size_t(2 * kDirectRows), 1);
   int failures = 0;
-  auto expect = [&](int64_t steps, int64_t batch, bool masked, bool wanted) {
+  auto expect = [&](int64_t steps, int64_t batch, int64_t hidden, bool masked, bool wanted) {
     Forward<float> call{};
-    call.cell = CellKind::lstm, call.shape = {steps, batch, 3, 4};
+    call.cell = CellKind::lstm, call.shape = {steps, batch, 3, hidden};
     call.mask = masked ? mask.data() : nullptr;
     direct = !wanted;
     jaxrnn::run(spy, call, alone);
     if (direct == wanted) return;
-    std::printf("T %ld B %ld: the wrong kernel\n", long(steps), long(batch));
+    std::printf("T %ld B %ld H %ld: the wrong kernel\n", long(steps), long(batch), long(hidden));
     ++failures;
   };
-  expect(1, 1, false, true);
-  expect(1, 1, true, false);
-  expect(1, kDirectRows, false, true);
-  expect(2, kDirectRows / 2, false, true);
-  expect(1, kDirectRows + 1, false, false);
-  expect(2, kDirectRows, false, false);
-  expect(0, 1, false, false);
+  expect(1, 1, 4, false, true);
+  expect(1, 1, 4, true, false);
+  expect(8, 1, 4, false, true);
+  expect(2, 4, 4, false, true);
+  expect(1, 9, 4, false, false);
+  expect(1, 16, 64, false, true);
+  expect(1, 17, 64, false, false);
+  expect(1, kDirectRows, 256, false, true);
+  expect(4, kDirectRows / 4, 256, false, true);
+  expect(5, 2, 256, false, false);
+  expect(1, kDirectRows + 1, 256, false, false);
+  expect(0, 1, 4, false, false);
   return failures;
 }
 
-// After a product that lasts too long, the next ones take one thread, and then several again.
+// After a product that had to wait for another thread, the next ones take one thread for a while.
 int check_patience() {
-  static int most;
-  static std::chrono::milliseconds pause;
+  static int found;
+  static std::chrono::milliseconds late;
   Build spy = *builds().back();
-  spy.f32.matmul = [](const Matmul<float>&, int, int members) {
-    most = members;
-    std::this_thread::sleep_for(pause);
+  spy.f32.matmul = [](const Matmul<float>&, int member, int members) {
+    if (member == 0)
+      found = members;
+    else
+      std::this_thread::sleep_for(late);
   };
   Matmul<float> call{};
   call.rows = call.depth = call.columns = 740;  // 20 ms at 40 Gflop/s
   auto members = [&](int milliseconds) {
-    pause = std::chrono::milliseconds(milliseconds);
+    late = std::chrono::milliseconds(milliseconds);
     Threads workers(2, 2);
     jaxrnn::run(spy, call, workers.pool);
-    return most;
+    return found;
   };
-  auto at_last = [&](int wanted, int calls) {
-    while (calls-- > 0)
-      if (members(0) == wanted) return true;
+  auto comes = [&](int milliseconds) {
+    for (int i = 0; i < 10000; ++i)
+      if (members(milliseconds) == 2) return true;
+    std::printf("no second thread\n");
     return false;
   };
-  if (!at_last(2, 1000)) return std::printf("no second thread\n"), 1;
-  while (members(50) != 2) continue;
+  if (!comes(0) || !comes(20)) return 1;
   for (int i = 0; i < 20; ++i)
     if (members(0) != 1) return std::printf("a second thread after a late one\n"), 1;
-  if (!at_last(2, 1000)) return std::printf("no second thread any more\n"), 1;
-  return 0;
+  std::this_thread::sleep_for(std::chrono::milliseconds(32 * 40));
+  return !comes(0);
 }
 
 // Threads share the elements without touching each other's; an odd number of them ends in half a

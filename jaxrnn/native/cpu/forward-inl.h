@@ -92,7 +92,8 @@ void walk_forward(const Forward<T>& f, const Group& group, const P* wx, const P*
   }
 
   // With few rows, projecting the inputs of several steps at once loads each weight less often.
-  // Weights of few units need no cache but the first, and their products fill the cell's waits.
+  // Weights of few units stay in the first-level cache, and their products overlap with the cell's
+  // latency.
   const int64_t width = C::kVectors * L, state = row_size<P>(outputs);
   const int64_t depth_bytes = width * int64_t(sizeof(P)), panel_bytes = state * depth_bytes;
   const bool few_units = (row_size<P>(s.inputs) + state) * panels * depth_bytes <= 12 << 10;

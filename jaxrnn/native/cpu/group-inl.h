@@ -51,15 +51,17 @@ struct Share {
 };
 
 // Calls f for each panel of a share at a step, of `bytes` each. Panels that a cache holds only in
-// part are read there and back, so that the last ones are found again. Where a panel exceeds the
-// first-level cache and the second one holds all of them, one direction is faster.
+// part are read there and back, so that the last ones are found again. Where one panel exceeds the
+// first-level cache and the second one holds all, nothing would be found, and one direction was
+// measured to be faster.
 template <class F>
 JAXRNN_INLINE void for_panels(const Share& own, int64_t step, int64_t bytes, F&& f) {
-  const bool back = bytes <= 32 << 10 || (own.p1 - own.p0) * bytes > 512 << 10;
+  const bool back = bytes <= kFirstLevel || (own.p1 - own.p0) * bytes > kSecondLevel;
   for (int64_t p = own.p0; p < own.p1; ++p) f(back && step % 2 ? own.p0 + own.p1 - 1 - p : p);
 }
 
-// Calls f for each group that a member walks, or helps to walk.
+// Calls f for each group that a member walks, or helps to walk. Members beyond those that walk
+// together walk none.
 template <class F>
 void for_groups(const Plan& plan, const Schedule& schedule, const uint8_t* mask, int64_t batch,
                 int member, F&& f) {

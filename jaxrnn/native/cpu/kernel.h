@@ -112,11 +112,14 @@ constexpr int64_t packed_size(int64_t depth, int64_t columns) {
 // Values of `Schedule::previous` that name a given state instead of a step.
 constexpr int32_t kFromCarry = -1, kFromInitial = -2;
 
+// Sizes of the first two caches of a core, at least on every processor with AVX2.
+constexpr int64_t kFirstLevel = 32 << 10, kSecondLevel = 512 << 10;
+
 // How `members` threads share the work. Either each walks every `members`-th of `groups` sets of
 // rows, or up to `together` of them walk one set: each owns some of the units, and they wait for
-// each other after every step. The division of rows into groups and blocks, and that of units into
-// panels, determine the rounding of sums, so neither may depend on the number of threads that
-// arrived in time.
+// each other after every step; then there is only one set. The division of rows into groups and
+// blocks, and that of units into panels, determine the rounding of sums, so neither may depend on
+// the number of threads that arrived in time.
 struct Plan {
   int groups, together;
   int members = 1;
@@ -158,7 +161,7 @@ void wait_for_all(Workspace&);
 void wait_for_group(Workspace&);  // for those that walk one set of rows together
 
 constexpr int kSlots = 6;
-constexpr int64_t kDirectRows = 8;  // T B up to which `direct` may be called
+constexpr int64_t kDirectRows = 32;  // T B up to which `direct` may be called
 
 template <class T>
 struct Kernels {

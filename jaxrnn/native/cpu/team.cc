@@ -125,18 +125,19 @@ Work plan_work(const Shape& shape, const uint8_t* mask, int count) {
 
 // Divide the rows if there are enough to fill the blocks of every thread, which needs no waiting.
 // With few rows, divide the units instead, if a step is long enough to make the waiting worthwhile;
-// the recurrent weights of one thread then fit its cache. Threads beyond those that make them fit
-// the first-level cache would wait longer than they save.
+// the recurrent weights of one thread then fit its cache. One thread for each 32 kB of weights and
+// row of a step, and for 16 units: more would wait longer than they save.
 template <class T>
 Plan choose_plan(const Build& build, CellKind cell, const Shape& shape, int wanted) {
   const int64_t weights =
       shape.hidden * (gates(cell) * shape.outputs() + shape.projected) * int64_t(sizeof(T));
   const bool many_rows = shape.batch >= 2 * build.rows * wanted;
   const bool can_split_rows = shape.batch >= wanted;
-  const int64_t rows = std::max<int64_t>(1, shape.batch), first_level = 32 << 10;
-  const bool large = weights > (can_split_rows ? 512 << 10 : first_level);
-  if (!many_rows && large)
-    return {1, int(std::min<int64_t>(wanted, weights * rows / first_level + 1))};
+  const int64_t rows = std::max<int64_t>(1, shape.batch);
+  const bool large = weights > (can_split_rows ? kSecondLevel : kFirstLevel);
+  const int64_t useful =
+      std::min((weights * rows + kFirstLevel - 1) / kFirstLevel, (shape.hidden + 15) / 16);
+  if (!many_rows && large) return {1, int(std::min<int64_t>(wanted, useful))};
   return {int(std::min<int64_t>(wanted, rows)), 1};
 }
 
@@ -152,14 +153,14 @@ struct Effort {
   std::chrono::microseconds patience;
 };
 
-// At most a tenth of the time that one thread alone would need.
-std::chrono::microseconds wait_for(double work, int64_t least) {
+// A tenth of the time that one thread would need, but at least so many microseconds.
+std::chrono::microseconds patience(double work, int64_t least) {
   return std::chrono::microseconds(std::clamp<int64_t>(int64_t(work * 1e5), least, 2000));
 }
 
 // A call wakes all threads if it is long enough.
 Effort effort_of_call(double work, const Pool& pool) {
-  return {work < 60e-6 ? 1 : pool.threads, wait_for(work, 20)};
+  return {work < 60e-6 ? 1 : pool.threads, patience(work, 20)};
 }
 
 template <class T, class Call, class Memory, class Kernel>
@@ -178,7 +179,10 @@ void run_call(const Build& build, const Call& call, const Pool& pool, int passes
     workspace = std::make_unique<Workspace>(plan, bytes);
   };
   auto job = [&](int member) { kernel(call, plan, schedule, *workspace, member); };
-  Team::run(pool, effort.threads, effort.patience, prepare, job);
+  // The forward pass has no work but the walk.
+  const bool walks = std::is_same<Call, Forward<T>>::value;
+  const int threads = walks ? std::max(plan.groups, plan.together) : effort.threads;
+  Team::run(pool, threads, effort.patience, prepare, job);
 }
 
 template <class T>
@@ -205,11 +209,14 @@ void with_kernels(const Build& build, const Call& call, F f) {
   f(table<T>(build));
 }
 
-// Packing the weights costs as much as the products of several rows.
+// Packing the weights costs as much as the products of several rows. Without it each step costs
+// more, the sums of lanes above all where rows are short.
 template <class T>
 bool is_direct(const Forward<T>& call) {
-  const int64_t rows = call.shape.steps * call.shape.batch;
-  return !call.mask && !call.w_hr && !call.narrow && rows > 0 && rows <= kDirectRows;
+  const Shape& s = call.shape;
+  const int64_t rows = s.steps * s.batch;
+  const int64_t most = s.steps > 4 ? 8 : std::clamp<int64_t>(s.hidden / 4, 8, kDirectRows);
+  return !call.mask && !call.w_hr && !call.narrow && rows > 0 && rows <= most;
 }
 
 // Runs job(workspace, member, members) without shared memory.
@@ -237,22 +244,31 @@ double seconds_of_product(int64_t a, int64_t b, int64_t c) {
   return 2. * double(a) * double(b) * double(c) / 40e9;
 }
 
-// A product in a loop finds the threads of the product before awake, or does without them. After
-// one that had to wait because another program holds a core, the next ones take one thread, for
-// several times as long as the wait.
+using Clock = std::chrono::steady_clock;
+
+// The time until which products take one thread, as a duration of the clock.
+std::atomic<Clock::rep> alone_until{0};
+
+// A product in a loop takes one thread for each 16 microseconds of work. It finds those of the
+// product before awake, or does without them. Where it has to wait longer for the others than its
+// own share took, another program holds a core: then products take one thread for many times as
+// long as the wait.
 template <class Job>
 void run_product(const Pool& pool, double work, Job job) {
-  static std::atomic<int64_t> alone{0};
-  Effort effort{int(std::clamp(work / 16e-6, 1., double(pool.threads))), wait_for(work, 3)};
-  if (effort.threads > 1 && alone.load(std::memory_order_relaxed) > 0) {
-    alone.fetch_sub(1, std::memory_order_relaxed);
-    effort.threads = 1;
-  }
-  const auto start = std::chrono::steady_clock::now();
-  run_job(pool, effort, job);
-  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-  if (effort.threads > 1 && taken.count() > 2 * work)
-    alone.store(int64_t(32 * taken.count() / work), std::memory_order_relaxed);
+  const auto start = Clock::now();
+  const bool alone = start.time_since_epoch().count() < alone_until.load(std::memory_order_relaxed);
+  const double most = alone ? 1 : pool.threads;
+  auto done = start;
+  bool helped = false;
+  run_job(pool, {int(std::clamp(work / 16e-6, 1., most)), patience(work, 3)},
+          [&](Workspace& workspace, int member, int members) {
+            job(workspace, member, members);
+            if (member == 0) helped = members > 1, done = Clock::now();
+          });
+  const auto end = Clock::now();
+  if (helped && end - done > std::max<Clock::duration>(done - start, std::chrono::microseconds(50)))
+    alone_until.store((end + 32 * (end - done)).time_since_epoch().count(),
+                      std::memory_order_relaxed);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ inline void pause() {
 #endif
 }
 
-// Spins for a few microseconds, then yields: the thread that is waited for may need this core, and
+// Spins for a short while, then yields: the thread that is waited for may need this core, and
 // threads that share one pay for each spin.
 template <class Condition>
 void spin_until(Condition condition) {
@@ -112,8 +112,8 @@ class Team {
       Counted() { calls_.fetch_add(1, std::memory_order_relaxed); }
       ~Counted() { calls_.fetch_sub(1, std::memory_order_relaxed); }
     } counted;
-    const auto share = [threads = wanted] {
-      return std::max(1, threads / std::max(1, calls_.load(std::memory_order_relaxed)));
+    const auto share = [wanted, all = pool.threads] {
+      return std::clamp(all / std::max(1, calls_.load(std::memory_order_relaxed)), 1, wanted);
     };
     auto team = std::make_shared<Team>();
     const auto caller = std::this_thread::get_id();
