@@ -226,7 +226,7 @@ def test_donated_arrays_are_reused():
     weights, x, carry = arguments(cells.lstm, (5, 3, 4, 64), jnp.float32)
     run = lambda carry, ys, w, x: strategies.Native()(cells.lstm, w, x, carry)  # noqa: E731
     wanted = run(carry, None, weights, x)
-    ys = jnp.zeros((5, 3, 64))
+    ys = jnp.zeros((5, 3, 64), jnp.float32)
     step = jax.jit(run, donate_argnums=(0, 1), keep_unused=True)
     places = [a.unsafe_buffer_pointer() for a in (*carry, ys)]
     got = step(carry, ys, weights, x)
