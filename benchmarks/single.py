@@ -6,11 +6,10 @@ One layer, I = H, float32, inference. The time of a step is the difference betwe
 call's fixed cost is not in it. The variables keep the memory of the outputs in the process; without
 them the system maps it anew for long sequences, which may cost as much as the steps.
 
-Two bounds are shown. The floor is that of `measure.floor`: all products at peak speed. But one row
-uses each recurrent weight once a step, and a second-level cache delivers weights more slowly than
-they are multiplied. So the limit adds up the products of the inputs at peak speed, the time in
-which NumPy's `dot` reads as many bytes as a core has of the recurrent weights (or, where that is
-more, the products at peak speed), and the functions of the cell.
+The floor is that of `measure.floor`: all products at peak speed on all cores. But one row uses each
+recurrent weight once a step, and a second-level cache delivers weights more slowly than they are
+multiplied. So the rate at which each core would have to read its part of the recurrent weights, if
+nothing else took time, is shown too.
 """
 
 import argparse
@@ -21,21 +20,10 @@ import numpy as np
 
 import cases
 import peers
-from measure import calibrate, floor, interleaved, seconds
+from measure import calibrate, floor, interleaved
 from points import CELLS, GATES, Point
 
 SHORT, LONG = 200, 1200
-
-
-def seconds_to_read(size: float) -> float:
-    """Time in which one core reads so many bytes again and again, less that of an empty call."""
-
-    def of(count: int) -> float:
-        a, b = np.ones((2, count), np.float32)
-        repeats = max(20, round(2e-4 * 1e11 / (8 * count)))
-        return min(seconds(lambda: a @ b, repeats) for _ in range(40))
-
-    return max(0.0, of(max(16, round(size / 8))) - of(16))
 
 
 def step_times(cell: str, hidden: int, budget: float) -> dict[str, float]:
@@ -65,24 +53,22 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     machine = calibrate(cores, 3.0)
     print(f"Peak {machine.peak / 1e9:.0f} Gflop/s on {cores} cores.\n")
-    print("| | H | ns / step | PyTorch / default | floor / default | limit / default |")
+    print("| | H | ns / step | PyTorch / default | floor / default | GB/s a core |")
     print("|---|---|---|---|---|---|")
-    shares: dict[str, list[tuple[float, float, float]]] = {cell: [] for cell in options.cells}
+    shares: dict[str, list[tuple[float, float]]] = {cell: [] for cell in options.cells}
     for cell in options.cells:
         for hidden in options.hidden:
             taken = step_times(cell, hidden, options.budget)
             point = Point(cell, "inference", "dense", 1, 1, hidden, hidden)
-            least = floor(point, machine)
-            products = 2 * hidden * GATES[cell] * hidden / machine.peak
-            own = 4 * GATES[cell] * hidden**2 / cores
-            limit = least - products + max(products, seconds_to_read(own))
-            ratios = taken["torch"], least, limit
-            shares[cell].append(tuple(value / taken["default"] for value in ratios))  # type: ignore
-            shown = " | ".join(f"{value:.2f}" for value in shares[cell][-1])
-            print(f"| {cell} | {hidden} | {1e9 * taken['default']:.0f} | {shown} |", flush=True)
+            mine = taken["default"]
+            over_torch, share = taken["torch"] / mine, floor(point, machine) / mine
+            shares[cell].append((over_torch, share))
+            rate = 4 * GATES[cell] * hidden**2 / cores / mine / 1e9
+            shown = f"{1e9 * mine:.0f} | {over_torch:.2f} | {share:.2f} | {rate:.0f}"
+            print(f"| {cell} | {hidden} | {shown} |", flush=True)
     for cell, found in shares.items():
         means = (math.exp(np.log(column).mean()) for column in zip(*found, strict=True))
-        print(f"| {cell} | mean | | {' | '.join(f'{mean:.2f}' for mean in means)} |")
+        print(f"| {cell} | mean | | {' | '.join(f'{mean:.2f}' for mean in means)} | |")
 
 
 if __name__ == "__main__":

@@ -147,6 +147,23 @@ def test_derivative_of_rounded_outputs():
 
 
 @needs_instructions
+def test_a_layer_rounds_its_outputs_in_every_program():
+    layer = jaxrnn.GRU(4, 9, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3, 4)), jnp.float32)
+    wanted = layer(x)[0]
+    with jax.disable_jit():
+        np.testing.assert_array_equal(layer(x)[0], wanted)
+    exported = jax.export.export(jax.jit(lambda x: layer(x)[0]))(x).call(x)
+    assert exported.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(exported), np.float32(wanted), atol=0.01)
+    # As the gradient of each sample, which is no call with more rows.
+    loss = lambda w, x: (x @ w).astype(jnp.float32).sum()  # noqa: E731
+    each = jax.vmap(jax.grad(lambda x: loss(jnp.ones(9), layer(x)[0])), 1, 1)(x[:, :, None])
+    whole = jax.grad(lambda x: loss(jnp.ones(9), layer(x)[0]))(x)
+    np.testing.assert_allclose(np.float32(each[:, :, 0]), np.float32(whole), atol=0.02)
+
+
+@needs_instructions
 def test_forward_mode_and_export_round_too():
     weights, x, carry = arguments(cells.gru, (4, 2, 3, 5), jnp.float32)
     rounds, scan = strategies.Native(products="bfloat16"), strategies.Scan()

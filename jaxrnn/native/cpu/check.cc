@@ -252,7 +252,9 @@ int main(int argc, char** argv) {
                                    {70, 2, 16, 64}, {9, 41, 20, 72}, {25, 3, 40, 300}};
   std::vector<Shape> shapes = some;
   if (!few) shapes.insert(shapes.end(), more.begin(), more.end());
-  int failures = check_choice() + check_memory() + check_rounding() + check_patience(), count = 0;
+  int failures =
+          check_choice() + check_memory() + check_rounding() + check_patience() + check_plan(),
+      count = 0;
   auto check_all = [&](CellKind cell, bool projects) {
     for (const Shape& shape : shapes)
       for (bool masked : {false, true}) {

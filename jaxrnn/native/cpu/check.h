@@ -22,4 +22,5 @@ struct Threads {
 int check_choice();
 int check_memory();
 int check_patience();
+int check_plan();
 int check_rounding();

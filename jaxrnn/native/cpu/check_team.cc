@@ -41,6 +41,34 @@ int check_choice() {
   return failures;
 }
 
+// Eight threads divide the rows, or up to as many as its weights and units allow walk one set.
+int check_plan() {
+  static Plan found;
+  Build spy = *builds().back();
+  spy.f32.forward = [](const Forward<float>&, const Plan& plan, const Schedule&, Workspace&, int) {
+    found = plan;
+  };
+  const Pool pool{8, [](const std::function<void()>&) {}};
+  int failures = 0;
+  auto expect = [&](int64_t batch, int64_t hidden, int groups, int together) {
+    Forward<float> call{};
+    call.cell = CellKind::lstm, call.shape = {1000, batch, 3, hidden};
+    jaxrnn::run(spy, call, pool);
+    if (found.groups == groups && found.together == together) return;
+    std::printf("B %ld H %ld: %d groups, %d together\n", long(batch), long(hidden), found.groups,
+                found.together);
+    ++failures;
+  };
+  expect(1, 32, 1, 1);
+  expect(1, 64, 1, 2);
+  expect(1, 128, 1, 8);
+  expect(3, 64, 1, 4);
+  expect(8, 64, 8, 1);
+  expect(8, 256, 1, 8);
+  expect(200, 256, 8, 1);
+  return failures;
+}
+
 // After a product that had to wait for another thread, the next ones take one thread for a while.
 int check_patience() {
   static int found;
@@ -69,7 +97,7 @@ int check_patience() {
   if (!comes(0) || !comes(20)) return 1;
   for (int i = 0; i < 20; ++i)
     if (members(0) != 1) return std::printf("a second thread after a late one\n"), 1;
-  std::this_thread::sleep_for(std::chrono::milliseconds(32 * 40));
+  std::this_thread::sleep_for(std::chrono::milliseconds(8 * 40));
   return !comes(0);
 }
 

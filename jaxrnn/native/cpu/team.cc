@@ -246,29 +246,45 @@ double seconds_of_product(int64_t a, int64_t b, int64_t c) {
 
 using Clock = std::chrono::steady_clock;
 
-// The time until which products take one thread, as a duration of the clock.
-std::atomic<Clock::rep> alone_until{0};
+// When products in loops take one thread: for a while after waiting for others cost more than they
+// can save, since another program holds a core or the threads sleep between the products.
+class Patience {
+ public:
+  bool at_end(Clock::time_point now) const {
+    return now.time_since_epoch().count() < until_.load(std::memory_order_relaxed);
+  }
 
-// A product in a loop takes one thread for each 16 microseconds of work. It finds those of the
-// product before awake, or does without them. Where it has to wait longer for the others than its
-// own share took, another program holds a core: then products take one thread for many times as
-// long as the wait.
+  // After a product: the time lost by waiting, and that of the caller's own share.
+  void learn(Clock::duration lost, Clock::duration own, Clock::time_point now) {
+    if (lost <= 2 * own) return before_.store(0, std::memory_order_relaxed);
+    const Clock::rep before = before_.exchange(lost.count(), std::memory_order_relaxed);
+    // The first wait may have woken the threads.
+    if (before == 0 && lost < std::chrono::microseconds(500)) return;
+    before_.store(0, std::memory_order_relaxed);
+    until_.store(now.time_since_epoch().count() + 8 * (before + lost.count()),
+                 std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<Clock::rep> until_{0}, before_{0};
+};
+
+Patience for_helpers;
+
+// A product in a loop takes one thread for each 16 microseconds of work.
 template <class Job>
 void run_product(const Pool& pool, double work, Job job) {
   const auto start = Clock::now();
-  const bool alone = start.time_since_epoch().count() < alone_until.load(std::memory_order_relaxed);
-  const double most = alone ? 1 : pool.threads;
-  auto done = start;
-  bool helped = false;
-  run_job(pool, {int(std::clamp(work / 16e-6, 1., most)), patience(work, 3)},
-          [&](Workspace& workspace, int member, int members) {
-            job(workspace, member, members);
-            if (member == 0) helped = members > 1, done = Clock::now();
-          });
+  const double most = for_helpers.at_end(start) ? 1 : pool.threads;
+  const int wanted = int(std::clamp(work / 16e-6, 1., most));
+  Clock::time_point begin, done;
+  run_job(pool, {wanted, patience(work, 50)}, [&](Workspace& workspace, int member, int members) {
+    if (member == 0) begin = Clock::now();
+    job(workspace, member, members);
+    if (member == 0) done = Clock::now();
+  });
   const auto end = Clock::now();
-  if (helped && end - done > std::max<Clock::duration>(done - start, std::chrono::microseconds(50)))
-    alone_until.store((end + 32 * (end - done)).time_since_epoch().count(),
-                      std::memory_order_relaxed);
+  if (wanted > 1) for_helpers.learn((begin - start) + (end - done), done - begin, end);
 }
 
 }  // namespace
