@@ -276,6 +276,23 @@ def test_on_several_devices():
     assert got.stdout == "devices 2\n"
 
 
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru], ids=lambda c: c.name)
+@pytest.mark.parametrize("low", [False, True])
+def test_threads_that_divide_the_units_of_one_row(cell, low):
+    """Each owns a part of the units in both passes, and reads the others' after every step."""
+    if low and not native.narrow_builds():
+        pytest.skip("needs AVX-512 BF16")
+    args = arguments(cell, (300, 1, 16, 64), jnp.float32)
+    run = jax.jit(partial(value_and_gradients, strategies.Native(), cell, None))
+    cotangents = cotangents_for(*args[1:])
+    wanted = value_and_gradients(strategies.Scan(), cell, None, args, cotangents)
+    if low:
+        kernel = strategies.Native(products="bfloat16")
+        run = jax.jit(partial(value_and_gradients, kernel, cell, None))
+    for _ in range(20):
+        assert_close(run(args, cotangents), wanted, 0.03 if low else 1e-5)
+
+
 # Values of B whose blocks of rows depend on the number of threads.
 @pytest.mark.parametrize("batch", [3, 5, 40])
 @every_layer
