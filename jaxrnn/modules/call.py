@@ -13,9 +13,8 @@ from jaxrnn import layers, strategies
 from jaxrnn.cells import Carry, Cell, Weights, is_pure, zoneout
 from jaxrnn.modules.base import carry_dtype, cast_weights
 from jaxrnn.modules.noise import Masks, Noise, Rates
-from jaxrnn.native.rounding import outputs_in_bfloat16
 from jaxrnn.strategies import Strategy
-from jaxrnn.strategies.default import rounding
+from jaxrnn.strategies.rounding import outputs_in_bfloat16, rounding
 
 
 class Form(NamedTuple):

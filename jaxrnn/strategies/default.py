@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxrnn import native
 from jaxrnn.cells import Carry, Cell, Weights
 from jaxrnn.strategies.base import Strategy
-from jaxrnn.strategies.native import Native, on_cpu
+from jaxrnn.strategies.native import Native
 from jaxrnn.strategies.scan import Scan
 
 _LEAST_ON_GPU = 32
@@ -39,17 +38,3 @@ def default(cell: Cell, weights: Weights, x: Array, carry: Carry) -> Strategy:
     if known and is_faster and not kernel.refusal(cell, weights, x, carry):
         return kernel
     return Scan()
-
-
-def rounding(
-    strategy: Strategy | None, cell: Cell, weights: Weights, x: Array, carry: Carry
-) -> Strategy | None:
-    """The strategy that takes float32 arrays and rounds them to bfloat16 in its products.
-
-    It stands for `strategy`. None if there is none: then weights and inputs are to be converted.
-    """
-    if not (on_cpu() and native.multiplies_bfloat16()):
-        return None
-    rounds, arguments = Native(products="bfloat16"), (cell, weights, x, carry)
-    chosen = default(*arguments) if strategy is None else strategy
-    return rounds if chosen == Native() and not rounds.refusal(*arguments) else None

@@ -12,7 +12,7 @@ from flax import nnx
 import jaxrnn
 from contract import BUILDS, needs_kernel
 from jaxrnn import cells, native, strategies
-from jaxrnn.native.rounding import outputs_in_bfloat16
+from jaxrnn.strategies.rounding import outputs_in_bfloat16
 from kernel_cases import arguments, calls, cotangents_for, value_and_gradients
 
 pytestmark = needs_kernel
