@@ -1,10 +1,10 @@
 """Benchmark of short sequences: the default, `Scan`, PyTorch and an empty compiled call.
 
-    python benchmarks/short.py                     # several minutes on an idle machine
+    python benchmarks/short.py                     # about ten minutes on an idle machine
     python benchmarks/short.py --steps 1 --hidden 64 --cells lstm --layers 2 --modes training
 
-I = H, float32. Medians over interleaved rounds in microseconds, as a Markdown table. The
-empty call is a compiled function of the same arguments that returns zeros: a call's fixed cost.
+I = H, float32. Medians over interleaved rounds in microseconds, as a Markdown table. The empty call
+is a compiled function of the same arguments that returns zeros: a call's fixed cost.
 """
 
 import argparse
