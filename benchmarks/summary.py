@@ -48,7 +48,7 @@ def table() -> str:
         ]
     for name, what in (
         ("heldout", "On the same processor, at sizes that the kernel was not tuned on"),
-        ("grid", "An older version of the kernel against PyTorch alone, on an older processor with AVX-512"),
+        ("grid", "An older kernel against PyTorch alone, on an older processor with AVX-512"),
         ("closest", "The sizes with ratios closest to 1 again, with more rounds"),
     ):
         if found := newest(name):
